@@ -1,0 +1,197 @@
+"""What goes with every run: exact resume, a stop at NaN, the metrics file, the cost."""
+
+import csv
+import os
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from kdzoo.errors import UserError
+
+
+class ExactResume(Callback):
+    """Continues a run as if it had not stopped: random states, and the place in the epoch's order.
+
+    The random state is restored when the first batch starts: building the data iterator draws from it.
+    """
+
+    def __init__(self) -> None:
+        self.states: dict[str, Tensor] | None = None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the random states."""
+        checkpoint["random_states"] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            checkpoint["random_states"]["cuda"] = torch.cuda.get_rng_state()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Tell the data module where the epoch goes on."""
+        self.states = checkpoint.get("random_states")
+        datamodule = getattr(trainer, "datamodule", None)
+        if datamodule is not None and trainer.training and hasattr(datamodule, "resume_from"):
+            datamodule.resume_from(checkpoint)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Restore the random states, once."""
+        if self.states:
+            torch.set_rng_state(self.states["cpu"])
+            if "cuda" in self.states and torch.cuda.is_available():
+                torch.cuda.set_rng_state(self.states["cuda"])
+        self.states = None
+
+
+class StopAtNaN(Callback):
+    """Stops a run whose loss is no longer finite, before a checkpoint is written.
+
+    On a CPU every step is checked; on an accelerator, where a look at the loss waits for it, the steps since the last
+    look are checked every `log_every_n_steps` and before a checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.unseen: deque[tuple[int, Tensor, Tensor | None]] = deque()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the loss; look at it if it is time."""
+        loss = outputs["loss"] if isinstance(outputs, dict) and "loss" in outputs else outputs
+        if isinstance(loss, Tensor):
+            self.unseen.append(
+                (trainer.global_step, loss.detach(), batch.get("index") if isinstance(batch, dict) else None)
+            )
+        if pl_module.device.type == "cpu" or is_logged(trainer):
+            self._look(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Look before it is written."""
+        self._look(trainer)
+
+    def _look(self, trainer: Trainer) -> None:
+        while self.unseen:
+            step, loss, index = self.unseen.popleft()
+            if not torch.isfinite(loss).all():
+                samples = f" on the samples {index.tolist()}" if index is not None else ""
+                good = getattr(trainer.checkpoint_callback, "last_model_path", "") or getattr(
+                    trainer.checkpoint_callback, "best_model_path", ""
+                )
+                raise UserError(
+                    f"The loss became {float(loss.sum())} at step {step}{samples}: lower the learning rate or the loss "
+                    f"weights; {f'the last good checkpoint is {good}' if good else 'there is no checkpoint yet'}."
+                )
+
+
+class MetricsFile(Callback):
+    """Appends metrics to a CSV in long form: `epoch,step,name,value`.
+
+    Terms of the training loss are written every `log_every_n_steps`, those of validation and test as they come. A
+    resumed run drops what it will write again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the file, or cut it where the run goes on."""
+        if not trainer.is_global_zero:
+            return
+        rows = []
+        if self.path.is_file():
+            with self.path.open(newline="") as file:
+                rows = [
+                    row
+                    for row in csv.reader(file)
+                    if row[1:2] and row[1].isdigit() and int(row[1]) <= trainer.global_step
+                ]
+        scratch = self.path.with_suffix(".tmp")
+        with scratch.open("w", newline="") as file:
+            csv.writer(file).writerows([["epoch", "step", "name", "value"], *rows])
+        scratch.replace(self.path)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the terms of the loss."""
+        if is_logged(trainer):
+            rates = {f"lr/{i}": o.param_groups[0]["lr"] for i, o in enumerate(trainer.optimizers)}
+            self._write(trainer, "train/", rates)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the metrics of the validation part."""
+        if not trainer.sanity_checking and trainer.training:
+            self._write(trainer, "val/")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the metrics of the test part."""
+        self._write(trainer, "test/")
+
+    def _write(self, trainer: Trainer, prefix: str, more: dict[str, float] | None = None) -> None:
+        if not trainer.is_global_zero:
+            return
+        metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith(prefix)} | (
+            more or {}
+        )
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerows([trainer.current_epoch, trainer.global_step, *item] for item in metrics.items())
+
+
+def is_logged(trainer: Trainer) -> bool:
+    """Whether this step is one of every `log_every_n_steps`."""
+    return trainer.global_step % max(1, trainer.log_every_n_steps) == 0  # type: ignore[attr-defined]
+
+
+class Cost:
+    """Measures what a piece of work costs: seconds, CPU-seconds, peak memory of its own.
+
+    Memory is what the process itself holds (anonymous pages, on Linux), above what it held at the start; on a GPU it is
+    the most that torch had allocated.
+    """
+
+    def __init__(self, every: float = 0.05) -> None:
+        self.base = self.peak = own_memory()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, args=(every,), daemon=True)
+        self._thread.start()
+        self.reset_clock()
+
+    def reset_clock(self) -> None:
+        """Count seconds from now."""
+        self._wall, self._cpu = time.perf_counter(), cpu_seconds()
+
+    def stop(self) -> dict[str, float]:
+        """Return `train_seconds`, `cpu_seconds`, `peak_mb` so far and stop watching."""
+        self._stop.set()
+        self._thread.join()
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else self.peak - self.base
+        return {
+            "train_seconds": round(time.perf_counter() - self._wall, 3),
+            "cpu_seconds": round(cpu_seconds() - self._cpu, 3),
+            "peak_mb": round(peak / 2**20, 1),
+        }
+
+    def _watch(self, every: float) -> None:
+        while not self._stop.wait(every):
+            self.peak = max(self.peak, own_memory())
+
+
+def cpu_seconds() -> float:
+    """CPU-seconds of this process and of its children that have ended (data workers)."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def own_memory() -> int:
+    """Bytes of anonymous memory of this process; zero where the system does not tell."""
+    try:
+        with open("/proc/self/status") as status:
+            for line in status:
+                if line.startswith("RssAnon:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0

@@ -1,0 +1,22 @@
+"""The few words that kdzoo says while it works: a label, then one line."""
+
+from typing import Literal
+
+from rich.console import Console
+
+Show = Literal["all", "progress", "nothing"]
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def say(label: str, text: str) -> None:
+    """Print one line, such as `teacher   ready: test accuracy 89.4 %`."""
+    console.print(f"{label:<10}{text}", markup=False)
+
+
+def count(number: float) -> str:
+    """Write a count of parameters or bytes shortly: 14.5k, 1.2M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.0f}"

@@ -1,0 +1,139 @@
+"""`Classifier`: what methods that train an image classifier share, from student and teacher to metrics and export."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
+
+from kdzoo.export.image import export_image_network
+from kdzoo.method import Method
+from kdzoo.metrics.figures import confusion_figure, predictions_figure, reliability_figure
+from kdzoo.optim import Optim
+from kdzoo.students.build import build
+from kdzoo.teachers import sources
+from kdzoo.teachers.sources import Teachers
+
+
+class Classifier(Method):
+    """Trains a student to classify images; a subclass adds its `losses`.
+
+    Args:
+        student: Any timm architecture; kdzoo's small networks are among them.
+        teacher: A recipe's name, a `Teacher`, or several; None where the method has no teacher.
+        weights: Where the student starts: a file of weights, or `pretrained` (timm's); None from scratch.
+        optim: The optimizer and its schedule.
+    """
+
+    def __init__(self, student: str, teacher: Teachers | None, weights: str | None, optim: Optim) -> None:
+        super().__init__()
+        self.architecture = student
+        self.teachers = [] if teacher is None else sources.teachers(teacher)
+        self.weights = weights
+        self.optim = Optim(**optim) if isinstance(optim, dict) else optim
+
+    def build(self, spec: dict[str, Any]) -> None:
+        """Make the student, the teacher and the metrics; a subclass adds its own modules after this."""
+        classes = spec["classes"]
+        self.student = build(self.architecture, spec, self.weights)
+        if self.teachers:
+            self.teacher, self._teacher_summary = sources.load(self.teachers, spec)
+        self.scores = nn.ModuleDict({f"{part}_scores": _scores(classes) for part in ("val", "test")})
+        self.confusion = MulticlassConfusionMatrix(classes)
+        self.seen: dict[str, list[Tensor]] = {}
+
+    def prepare(self) -> None:
+        """Train the teachers that are recipes and not in the cache."""
+        sources.prepare(self.teachers)
+
+    def teacher_summary(self) -> dict[str, Any] | None:
+        """Say who teaches."""
+        return self._teacher_summary if self.teachers else None
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Optimise everything but the teacher."""
+        return self.optim.configure((p for p in self.parameters() if p.requires_grad), self.total_steps)
+
+    # ------------------------------------------------------------------------------------------------ evaluation
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Log accuracy, nll and ece of the validation part."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Log accuracy, nll and ece of the test part, and remember the predictions for the pictures."""
+        logits = self._evaluate(batch, "test")
+        confidence, predicted = logits.softmax(1).max(1)
+        self.confusion.update(predicted, batch["label"])
+        self._remember(confidence=confidence, predicted=predicted, label=batch["label"])
+        if not self.seen.get("image"):
+            self._remember(image=batch["image"][:24])
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return `index` int64 [B] and `logits` float32 [B, C]."""
+        return {"index": batch["index"], "logits": self.student(batch["image"]).float()}
+
+    def on_test_start(self) -> None:
+        """Forget the last test."""
+        self.confusion.reset()
+        self.seen = {}
+
+    def _evaluate(self, batch: dict[str, Tensor], part: str) -> Tensor:
+        logits = self.student(batch["image"]).float()  # [B, C]
+        scores = self.scores[f"{part}_scores"]
+        scores["accuracy"].update(logits, batch["label"])
+        scores["ece"].update(logits.softmax(1), batch["label"])
+        scores["nll"].update(cross_entropy(logits, batch["label"]), len(logits))
+        self.log_dict({f"{part}/{name}": score for name, score in scores.items()}, prog_bar=part == "val")
+        return logits
+
+    def _remember(self, **tensors: Tensor) -> None:
+        for name, tensor in tensors.items():
+            self.seen.setdefault(name, []).append(tensor.detach().cpu())
+
+    # ---------------------------------------------------------------------------------------------------- results
+
+    def figures(self) -> dict[str, Figure]:
+        """Draw the confusion matrix, the calibration and sample predictions of the last test."""
+        if not self.seen or self.spec is None:
+            return {}
+        seen = {name: torch.cat(tensors) for name, tensors in self.seen.items()}
+        names = self.spec.get("class_names") or [str(number) for number in range(self.spec["classes"])]
+        n = len(seen["image"])
+        sample = (seen["image"], seen["label"][:n], seen["predicted"][:n], seen["confidence"][:n], names)
+        ece = float(self.scores["test_scores"]["ece"].compute())
+        return {
+            "Confusion": confusion_figure(self.confusion.compute().cpu(), names),
+            "Calibration": reliability_figure(seen["confidence"], seen["predicted"] == seen["label"], ece),
+            "Predictions": predictions_figure(*sample),
+        }
+
+    def export(self, folder: Path, scores: dict[str, float] | None = None) -> list[str]:
+        """Write the student: see `kdzoo.export.image`."""
+        return export_image_network(self.student, dict(self.spec or {}), folder, scores)
+
+
+class Percent(MulticlassAccuracy):
+    """Accuracy in percent."""
+
+    def compute(self) -> Tensor:
+        """Return the accuracy over all samples, in [0, 100]."""
+        return 100 * super().compute()
+
+
+class PercentError(MulticlassCalibrationError):
+    """Expected calibration error in percent."""
+
+    def compute(self) -> Tensor:
+        """Return the expected calibration error over 15 bins, in [0, 100]."""
+        return 100 * super().compute()
+
+
+def _scores(classes: int) -> nn.ModuleDict:
+    return nn.ModuleDict(
+        {"accuracy": Percent(classes, average="micro"), "nll": MeanMetric(), "ece": PercentError(classes, n_bins=15)}
+    )

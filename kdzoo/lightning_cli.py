@@ -1,0 +1,266 @@
+"""`kdzoo fit | validate | test | predict`: LightningCLI with the zoo's short names, and a folder for every run."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import warnings
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from kdzoo import registry
+from kdzoo.callbacks import Cost, MetricsFile
+from kdzoo.console import Show, console, say
+from kdzoo.errors import UsageError, UserError
+from kdzoo.files import write_text
+from kdzoo.method import Method
+from kdzoo.proof.report import write_report
+from kdzoo.short_names import explain, read_short_names, registered_name, spell_out
+from kdzoo.teachers.sources import read_checkpoint, untrained_teachers
+
+
+class KdzooCLI(LightningCLI):
+    """Gives every run its folder, and after `fit` tests, reports and exports what was trained."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what kdzoo has beside Lightning's arguments."""
+        parser.add_argument("--run_dir", type=str | None, default=None, help="The run's folder (runs/<method>/<time>).")
+        parser.add_argument("--show", type=Show, default="all", help="What to print while it works.")
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Let parsing errors reach `run`, which says them in one sentence."""
+        return super().init_parser(exit_on_error=False, **kwargs)
+
+    def before_instantiate_classes(self) -> None:
+        """Name the run's folder."""
+        config = self.config[self.subcommand]
+        config.weights_only = True  # a checkpoint is data: nothing in it is run
+        self.name = registered_name(registry.METHODS, config.model.class_path)
+        time = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+        self.run_dir = Path(config.run_dir or os.environ.setdefault("KDZOO_RUN_DIR", f"runs/{self.name}/{time}"))
+        console.quiet = config.show != "all"
+        logger = config.trainer.logger
+        if hasattr(logger, "class_path") and logger.get("init_args", {}).get("save_dir") in (".", None):
+            logger.init_args.save_dir = str(self.run_dir)  # wandb's files, offline ones too, belong to the run
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the run's own callbacks to those of the config."""
+        config = self._get(self.config_init, "trainer")
+        callbacks = list(config.get("callbacks") or [])
+        if self._get(self.config_init, "show") != "nothing" and config.get("enable_progress_bar") is not False:
+            callbacks.append(RichProgressBar(leave=False))
+        if self.subcommand == "fit":
+            callbacks.append(MetricsFile(self.run_dir / "metrics.csv"))
+            if config.get("enable_checkpointing") is not False:
+                callbacks.append(
+                    ModelCheckpoint(self.run_dir / "checkpoints", filename="last", enable_version_counter=False)
+                )
+        if self.subcommand == "predict":
+            callbacks.append(PredictionFile(self.run_dir / "predictions.csv"))
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def fit(self, model: Method, datamodule: LightningDataModule, **kwargs: Any) -> None:
+        """Train, test, report and export."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        model.prepare()
+        cost = Cost()
+        self.trainer.fit(model, datamodule=datamodule, **kwargs)
+        measured = cost.stop()
+        if self.trainer.interrupted:
+            raise UserError(f"The run was stopped; {self.run_dir}/checkpoints has the last epoch.")
+        steps = self.trainer.global_step
+        self.trainer.test(model, datamodule=datamodule, verbose=False)
+        if not self.trainer.is_global_zero:
+            return
+        metrics = {
+            name: float(value) for name, value in self.trainer.callback_metrics.items() if name.startswith("test/")
+        }
+        result = {
+            "method": self.name,
+            "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
+            "steps": steps,
+            "metrics": metrics,
+            "teacher": model.teacher_summary(),
+            **measured,
+            "trainable_params": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "versions": {name: version(name) for name in ("kdzoo", "torch", "lightning")},
+        }
+        write_text(self.run_dir / "result.json", json.dumps(result, indent=2))
+        figures = model.figures()
+        for logger in self.trainer.loggers:
+            if hasattr(logger, "log_image"):
+                for title, figure in figures.items():
+                    logger.log_image(key=title, images=[figure])
+        report = write_report(self.run_dir, figures)
+        files = model.export(self.run_dir / "export", metrics)
+        teacher = ((result["teacher"] or {}).get("scores") or {}).get("test/accuracy")
+        say(
+            "result",
+            "   ".join(f"{n} {v:.4g}" for n, v in metrics.items()) + (f"   (teacher {teacher:.4g})" if teacher else ""),
+        )
+        say("report", str(report))
+        say("export", f"{self.run_dir / 'export'}   {', '.join(files)}")
+        if f"{self.name}_bench" in registry.config_files():
+            say("next", f"kdzoo bench {self.name}        the same against its baselines, over seeds")
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the config that re-runs the run into its folder, and hands it to the logger."""
+
+    def save_config(self, trainer: Trainer, pl_module: Method, stage: str) -> None:  # type: ignore[override]
+        """Write `config.yaml` (Lightning calls this on rank zero)."""
+        if stage != "fit":
+            return
+        config = self.config.clone()
+        folder = Path(os.environ["KDZOO_RUN_DIR"] if config.run_dir is None else config.run_dir)
+        config.run_dir, config.ckpt_path = None, None
+        text = self.parser.dump(config, skip_none=False)
+        write_text(folder / "config.yaml", text)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(yaml.safe_load(text))
+
+
+class PredictionFile(BasePredictionWriter):
+    """Writes `index,predicted,confidence` of a classifier's predictions."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("epoch")
+        self.path = path
+
+    def write_on_epoch_end(self, trainer: Trainer, pl_module: Any, predictions: Any, batch_indices: Any) -> None:
+        """Write the file and say where it is."""
+        names = (pl_module.spec or {}).get("class_names")
+        lines = ["index,predicted,confidence"]
+        for batch in predictions:
+            confidence, predicted = batch["logits"].softmax(1).max(1)
+            for index, label, share in zip(
+                batch["index"].tolist(), predicted.tolist(), confidence.tolist(), strict=True
+            ):
+                lines.append(f'{index},"{names[label] if names else label}",{share:.6f}')
+        write_text(self.path, "\n".join(lines) + "\n")
+        say("predict", str(self.path))
+
+
+def run(argv: list[str]) -> None:
+    """Run `fit`, `validate`, `test` or `predict`.
+
+    Args:
+        argv: The command and its arguments.
+
+    Raises:
+        UsageError: The arguments are wrong.
+        UserError: What they ask for cannot be done.
+    """
+    quieten()
+    command, *arguments = argv
+    arguments = from_checkpoint(command, spell_out(arguments))
+    # Lightning starts further ranks with sys.argv, and warns when arguments come from elsewhere.
+    saved, sys.argv = sys.argv, [sys.argv[0], command, *arguments]
+
+    class OneCommand(KdzooCLI):
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            return {command: LightningCLI.subcommands()[command]}  # a parser each costs a second
+
+    try:
+        with read_short_names():
+            make = lambda: OneCommand(  # noqa: E731
+                Method,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                save_config_callback=SaveConfig,
+                save_config_kwargs={"save_to_log_dir": False},
+                seed_everything_default=0,
+                trainer_defaults={"logger": False, "enable_model_summary": False},
+            )
+            if command == "fit":
+                make()
+            else:  # the teacher has done its work
+                with untrained_teachers():
+                    make()
+    except argparse.ArgumentError as error:
+        raise UsageError(explain(str(error))) from error
+    finally:
+        sys.argv = saved
+        os.environ.pop("KDZOO_RUN_DIR", None)
+
+
+def from_checkpoint(command: str, arguments: list[str]) -> list[str]:
+    """Add what a checkpoint knows: its run's config, or its method.
+
+    Raises:
+        UserError: The checkpoint is missing, damaged, hostile, or not of a registered method.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--ckpt_path")
+    parser.add_argument("-c", "--config")
+    parser.add_argument("--model")
+    known, rest = parser.parse_known_args(arguments)
+    if known.ckpt_path is None:
+        if command != "fit" and not {"-h", "--help", "--print_config"} & set(arguments):
+            raise UsageError(
+                f"kdzoo {command} needs a trained model: give --ckpt_path runs/<method>/<time>/checkpoints/last.ckpt."
+            )
+        return arguments
+    checkpoint = read_checkpoint(known.ckpt_path)
+    hyper_parameters = dict(checkpoint.get("hyper_parameters", {}))
+    class_path = hyper_parameters.pop("_class_path", None)
+    if class_path is None:
+        raise UserError(
+            f"The checkpoint '{known.ckpt_path}' does not say which method it is of: kdzoo fit writes ones that do."
+        )
+    registered_name(registry.METHODS, class_path)
+    if any(argument.startswith("--model.") for argument in rest):
+        say("model", "its arguments come from the checkpoint; those on the command line are not used")
+    if known.config or known.model:
+        return arguments
+    config = Path(known.ckpt_path).resolve().parent.parent / "config.yaml"
+    if config.is_file():
+        return ["--config", str(config), *arguments]
+    hyper_parameters.pop("_instantiator", None)
+    return ["--model", json.dumps({"class_path": class_path, "init_args": hyper_parameters}), *arguments]
+
+
+def export(argv: list[str]) -> None:
+    """Run `kdzoo export RUN [--to FOLDER]`."""
+    parser = argparse.ArgumentParser(
+        prog="kdzoo export", description="Write a run's student in its ecosystem's format."
+    )
+    parser.add_argument("run", type=Path, help="a run's folder, or a checkpoint")
+    parser.add_argument("--to", type=Path, help="where to (default: RUN/export)")
+    given = parser.parse_args(argv)
+    quieten()
+    path = given.run / "checkpoints" / "last.ckpt" if given.run.is_dir() else given.run
+    checkpoint = read_checkpoint(path)
+    class_path = checkpoint.get("hyper_parameters", {}).get("_class_path", "")
+    method = registry.find(registry.METHODS, registered_name(registry.METHODS, class_path)).load()
+    with untrained_teachers():
+        loaded = method.load_from_checkpoint(path, map_location="cpu", weights_only=True)  # type: ignore[attr-defined]
+    folder = given.to or path.parent.parent / "export"
+    result = path.parent.parent / "result.json"
+    scores = json.loads(result.read_text())["metrics"] if result.is_file() else None
+    say("export", f"{folder}   {', '.join(loaded.export(folder, scores))}")
+
+
+def quieten() -> None:
+    """Leave out what Lightning says to its developers."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for pattern in (
+        ".*does not have many workers.*",
+        ".*number of training batches.*",
+        ".*instantiate_classes.*",
+        ".*litlogger.*",
+    ):
+        warnings.filterwarnings("ignore", pattern)

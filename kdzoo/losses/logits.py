@@ -1,0 +1,125 @@
+"""Losses between a student's and a teacher's logits: pure functions, tensors in, a scalar out.
+
+Half-precision logits are compared in float32, other types in their own. No gradient is stopped here: the teacher's
+logits come without one. Where a loss needs the true class, a label of -1 (unknown) means the teacher's first choice.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
+
+
+def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Classical distillation: `T^2 KL(softmax(z_t / T) || softmax(z_s / T))`, mean over the batch.
+
+    Source: arXiv 1503.02531, section 2.
+
+    Args:
+        student_logits: [B, C].
+        teacher_logits: [B, C].
+        temperature: T > 0.
+
+    Returns:
+        A scalar, at least 0.
+    """
+    log_student = log_softmax(_precise(student_logits) / temperature, dim=1)  # [B, C]
+    log_teacher = log_softmax(_precise(teacher_logits) / temperature, dim=1)  # [B, C]
+    return temperature**2 * kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def decoupled_kd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    label: Tensor,
+    alpha: float | Tensor,
+    beta: float | Tensor,
+    temperature: float,
+) -> Tensor:
+    """Decoupled distillation: `T^2 (alpha TCKD + beta NCKD)`, mean over the batch.
+
+    TCKD compares the probability of the true class against all others, NCKD the distribution among the others. With
+    alpha = 1 and beta = 1 - p_t(y) it equals `kd` (p_t at this temperature). Source: arXiv 2203.08679, eq. 5-7.
+
+    Args:
+        student_logits: [B, C], C >= 2.
+        teacher_logits: [B, C].
+        label: int64 [B], 0 <= label < C, or -1.
+        alpha: weight of TCKD, one for all or [B].
+        beta: weight of NCKD, one for all or [B].
+        temperature: T > 0.
+
+    Returns:
+        A scalar.
+    """
+    label = _known(label, teacher_logits)
+    target_student, others_student = _split(log_softmax(_precise(student_logits) / temperature, dim=1), label)
+    target_teacher, others_teacher = _split(log_softmax(_precise(teacher_logits) / temperature, dim=1), label)
+    rest_student = others_student.logsumexp(dim=1)  # [B]: log of the probability of all other classes together
+    rest_teacher = others_teacher.logsumexp(dim=1)
+    tckd = target_teacher.exp() * (target_teacher - target_student) + rest_teacher.exp() * (rest_teacher - rest_student)
+    among_student = log_softmax(others_student, dim=1)  # [B, C - 1], again a distribution
+    among_teacher = log_softmax(others_teacher, dim=1)
+    nckd = (among_teacher.exp() * (among_teacher - among_student)).sum(dim=1)
+    return temperature**2 * (alpha * tckd + beta * nckd).mean()
+
+
+def normalized_kd(
+    student_logits: Tensor, teacher_logits: Tensor, label: Tensor, gamma: float, temperature: float
+) -> Tensor:
+    """Normalized distillation: `-p_t[y] log p_s[y] - gamma T^2 sum_{i != y} q_t[i] log q_s[i]`, mean over the batch.
+
+    p is the softmax at temperature 1, q the softmax over the other classes alone at temperature T. Source: arXiv
+    2303.13005, eq. 8 and the authors' code.
+
+    Args:
+        student_logits: [B, C], C >= 2.
+        teacher_logits: [B, C].
+        label: int64 [B], 0 <= label < C, or -1.
+        gamma: weight of the second term.
+        temperature: T > 0 of the second term.
+
+    Returns:
+        A scalar, at least 0.
+    """
+    student, teacher = _precise(student_logits), _precise(teacher_logits)
+    label = _known(label, teacher)
+    target_student, _ = _split(log_softmax(student, dim=1), label)
+    target_teacher, _ = _split(log_softmax(teacher, dim=1), label)
+    target = -target_teacher.exp() * target_student  # [B]
+    _, others_student = _split(student, label)
+    _, others_teacher = _split(teacher, label)
+    # [B]: cross_entropy takes class probabilities as its target
+    others = cross_entropy(others_student / temperature, (others_teacher / temperature).softmax(dim=1), reduction="none")
+    return (target + gamma * temperature**2 * others).mean()
+
+
+def labelled_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Cross-entropy, mean over the samples that have a label.
+
+    Without any label it is zero with a gradient of zeros, so that distributed training waits for nobody.
+
+    Args:
+        logits: [B, C].
+        label: int64 [B], 0 <= label < C, or -1 for none.
+
+    Returns:
+        A scalar, at least 0.
+    """
+    total = cross_entropy(_precise(logits), label, ignore_index=-1, reduction="sum")
+    return total / (label >= 0).sum().clamp(min=1)
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _known(label: Tensor, teacher_logits: Tensor) -> Tensor:
+    return torch.where(label >= 0, label, teacher_logits.argmax(dim=1))
+
+
+def _split(values: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Values [B, C] at the label, [B], and at the other classes, [B, C - 1]."""
+    column = label.unsqueeze(1)  # [B, 1]
+    others = torch.arange(values.shape[1] - 1, device=values.device).expand(len(values), -1)
+    others = others + (others >= column).long()  # counts on past the label
+    return values.gather(1, column).squeeze(1), values.gather(1, others)

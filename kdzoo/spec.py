@@ -1,0 +1,30 @@
+"""The spec of a data set: a plain dict of what shapes networks (classes, channels, image size ...) and its batches."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kdzoo.errors import UserError
+
+# What a network is shaped by. The other keys of a spec describe the data (names, statistics, batch keys).
+DESCRIPTIVE = {"class_names", "mean", "std", "keys"}
+
+
+def check_spec(have: Mapping[str, Any], got: Mapping[str, Any], what: str, source: str = "the data") -> None:
+    """Raise a `UserError` if two specs shape networks differently.
+
+    Args:
+        have: The spec that `what` was made for.
+        got: The spec that it is to be used with.
+        what: What was made, for the message.
+        source: Where `got` comes from, for the message.
+    """
+    for key in sorted((have.keys() | got.keys()) - DESCRIPTIVE):
+        if have.get(key) != got.get(key):
+            raise UserError(
+                f"{what} was made for {key} = {have.get(key)}, but {source} has {key} = {got.get(key)}: "
+                "use the data that it was made for, or train it again on these."
+            )
+    names = have.get("class_names"), got.get("class_names")
+    if names[0] and names[1] and list(names[0]) != list(names[1]):
+        first = next(pair for pair in zip(*names, strict=True) if pair[0] != pair[1])
+        raise UserError(f"{what} knows other classes than {source}: '{first[0]}' where {source} has '{first[1]}'.")

@@ -1,0 +1,100 @@
+"""kdzoo's own networks for images of about 28 pixels: a small student and the teacher that goes with it.
+
+A 3x3 stem, then stages of 3x3 convolutions with batch normalisation; every stage but the first halves the image.
+"""
+
+from typing import Any
+
+from timm.models import generate_default_cfgs, register_model
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, pad, relu
+
+from kdzoo.students.timm_interface import StagedNetwork, create, record
+
+
+def conv_norm(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    """A 3x3 convolution and its batch normalisation."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+    )
+
+
+class PlainBlock(nn.Module):
+    """Convolution, normalisation, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv = conv_norm(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
+        return relu(self.conv(x))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions around a shortcut without parameters: averaged in space, padded with zeros in channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = conv_norm(in_channels, out_channels, stride)
+        self.conv2 = conv_norm(out_channels, out_channels)
+        self.stride, self.grow = stride, out_channels - in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
+        shortcut = avg_pool2d(x, self.stride, ceil_mode=True) if self.stride > 1 else x
+        return relu(self.conv2(relu(self.conv1(x))) + pad(shortcut, (0, 0, 0, 0, 0, self.grow)))
+
+
+class SmallCNN(StagedNetwork):
+    """Stem, stages, head.
+
+    Args:
+        widths: channels of the stem and of each stage.
+        depths: blocks of each stage.
+        residual: whether blocks have shortcuts.
+        stem_stride: 2 halves the image at once, for speed.
+        num_classes: classes of the head; 0 for none.
+        in_chans: channels of the images.
+        global_pool: a pool type of timm.
+    """
+
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        depths: tuple[int, ...],
+        residual: bool = False,
+        stem_stride: int = 1,
+        num_classes: int = 10,
+        in_chans: int = 1,
+        global_pool: str = "avg",
+    ) -> None:
+        super().__init__()
+        block = ResidualBlock if residual else PlainBlock
+        self.conv = conv_norm(in_chans, widths[0], stem_stride)
+        stages: dict[str, nn.Module] = {}
+        for number, (before, width, depth) in enumerate(zip(widths, widths[1:], depths), start=1):
+            blocks = [block(before if i == 0 else width, width, 2 if i == 0 and number > 1 else 1) for i in range(depth)]
+            stages[f"stage{number}"] = nn.Sequential(*blocks)
+        self.add_stages_and_head(stages, "conv", widths, num_classes, global_pool)
+
+    def stem(self, x: Tensor) -> Tensor:
+        """[B, in_chans, H, W] to [B, widths[0], H / stem_stride, W / stem_stride]."""
+        return relu(self.conv(x))
+
+
+default_cfgs = generate_default_cfgs({name: record((1, 28, 28), "conv.0") for name in ("cnn_14k", "cnn_297k")})
+
+
+@register_model
+def cnn_14k(pretrained: bool = False, **options: Any) -> nn.Module:
+    """14k parameters (1 channel, 10 classes): a student."""
+    return create(SmallCNN, "cnn_14k", pretrained, options, widths=(8, 16, 24, 40), depths=(1, 1, 1))
+
+
+@register_model
+def cnn_297k(pretrained: bool = False, **options: Any) -> nn.Module:
+    """297k parameters (1 channel, 10 classes): the teacher of `cnn_14k`."""
+    shape = {"widths": (32, 32, 64, 128), "depths": (1, 1, 1), "residual": True, "stem_stride": 2}
+    return create(SmallCNN, "cnn_297k", pretrained, options, **shape)

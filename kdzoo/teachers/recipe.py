@@ -1,0 +1,116 @@
+"""Recipes: a teacher given by the name of the config that trains it, trained once and kept.
+
+The key of a recipe is a hash of everything that shaped the teacher: the resolved config (defaults included), the
+content of its data and `RECIPE_VERSION`. Training runs in a process of its own, under a lock, before the Trainer of the
+student starts; what it exports is moved into the cache at once or not at all.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock
+
+from kdzoo import registry
+from kdzoo.console import console, say
+from kdzoo.errors import UserError
+
+# Raise it when a change of kdzoo makes the same config train another teacher.
+RECIPE_VERSION = 1
+
+
+def cache_dir() -> Path:
+    """The folder for what kdzoo keeps: `$KDZOO_CACHE`, or `~/.cache/kdzoo`."""
+    return Path(os.environ.get("KDZOO_CACHE") or Path.home() / ".cache" / "kdzoo")
+
+
+def read_config(recipe: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Read a recipe's config with `settings` ({dotted key: value}) applied.
+
+    Raises:
+        UserError: There is no such config, or it names no model or data.
+    """
+    path = registry.find_config(recipe)
+    config = yaml.safe_load(path.read_text()) or {}
+    for key, value in settings.items():
+        *parents, last = key.split(".")
+        target = config
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if parent in ("model", "data") and parents[1:2] != ["init_args"] and key != f"{parent}.class_path":
+                target = target.setdefault("init_args", {})
+        target[last] = value
+    for part in ("model", "data"):
+        if not isinstance(config.get(part), dict) or "class_path" not in config[part]:
+            raise UserError(
+                f"The recipe '{recipe}' ({path}) has no {part}.class_path: a recipe is a config that kdzoo fit runs."
+            )
+    return config
+
+
+def resolve(config: dict[str, Any]) -> dict[str, Any]:
+    """Write out the defaults of a config's model and data, so that a change of a default is a change of the config."""
+    resolved: dict[str, Any] = {"trainer": config.get("trainer", {}), "seed": config.get("seed_everything", 0)}
+    for part, group in (("model", registry.METHODS), ("data", registry.DATA)):
+        cls = registry.find_class(group, config[part]["class_path"])
+        defaults = {n: p.default for n, p in inspect.signature(cls).parameters.items() if p.default is not p.empty}
+        arguments = {**defaults, **config[part].get("init_args", {})}
+        resolved[part] = {
+            "class_path": f"{cls.__module__}.{cls.__qualname__}",
+            **{k: repr(v) for k, v in arguments.items()},
+        }
+    return resolved
+
+
+def data_module(config: dict[str, Any]) -> Any:
+    """Make the data module of a config."""
+    return registry.find_class(registry.DATA, config["data"]["class_path"])(**config["data"].get("init_args", {}))
+
+
+def key(config: dict[str, Any]) -> str:
+    """The hash under which the teacher of a config is kept: 16 hexadecimal digits."""
+    shaped_by = {"config": resolve(config), "data": data_module(config).fingerprint(), "version": RECIPE_VERSION}
+    return hashlib.sha256(json.dumps(shaped_by, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def trained(recipe: str, settings: dict[str, Any]) -> Path:
+    """Return the export folder of a recipe's teacher; train it first if it is not in the cache.
+
+    Raises:
+        UserError: The training failed; the message has its last line.
+    """
+    config = read_config(recipe, settings)
+    folder = cache_dir() / "teachers" / key(config)
+    if (folder / "config.json").is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # a second run waits here and then finds the teacher
+        if not (folder / "config.json").is_file():
+            say("teacher", f"{recipe} is not cached: training it first")
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as work:
+                train(recipe, settings, Path(work) / "run")
+                shutil.rmtree(folder, ignore_errors=True)
+                (Path(work) / "run" / "export").rename(folder)
+    return folder
+
+
+def train(recipe: str, settings: dict[str, Any], run_dir: Path) -> None:
+    """Run `kdzoo fit --config RECIPE` in a process of its own."""
+    show = "nothing" if console.quiet else "progress"
+    command = [sys.executable, "-m", "kdzoo", "fit", "--config", recipe, "--run_dir", str(run_dir), "--show", show]
+    command += [f"--{name}={json.dumps(value)}" for name, value in settings.items()]
+    # The teacher is trained by one process, whatever the launcher has told this one about its peers.
+    launcher = {"WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED"}
+    environment = {name: value for name, value in os.environ.items() if name not in launcher}
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"The recipe '{recipe}' could not be trained: {last.removeprefix('kdzoo: ')}")

@@ -1,0 +1,180 @@
+"""Where a teacher comes from: a recipe, a run or checkpoint, or timm."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdzoo.console import count, say
+from kdzoo.errors import UserError
+from kdzoo.export.image import load_image_network
+from kdzoo.spec import check_spec
+from kdzoo.students.build import build
+from kdzoo.students.network import ImageNetwork
+from kdzoo.teachers.frozen import Dtype, FrozenTeacher
+from kdzoo.teachers.recipe import read_config, trained
+
+_untrained: ContextVar[bool] = ContextVar("untrained", default=False)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher, from exactly one source: `recipe`, `checkpoint` or `timm`.
+
+    Args:
+        recipe: Name of a config that trains it, such as `teacher_fmnist_small`; trained when it is not in the cache.
+        set: Changes to the recipe's config, as {dotted key: value}.
+        checkpoint: A run's folder, its export folder, or a `.ckpt` file.
+        timm: A timm architecture; needs `weights`.
+        weights: For `timm`: `pretrained`, or a file of weights (safetensors, or a torch file of plain tensors).
+        dtype: Precision of its forward pass; None follows the Trainer's.
+    """
+
+    recipe: str | None = None
+    set: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+    timm: str | None = None
+    weights: str | None = None
+    dtype: Dtype | None = None
+
+    @property
+    def source(self) -> str:
+        """The source in a few words."""
+        return self.recipe or self.checkpoint or self.timm or "no source"
+
+
+Teachers = str | Teacher | list[Teacher]
+
+
+def teachers(given: Teachers) -> list[Teacher]:
+    """Spell out the short forms: a string is a recipe, one teacher is a list of one.
+
+    Raises:
+        UserError: A teacher has no source, or more than one.
+    """
+    listed = [Teacher(recipe=given)] if isinstance(given, str) else given if isinstance(given, list) else [given]
+    # Arguments that come out of a checkpoint are plain dictionaries.
+    listed = [Teacher(**each) if isinstance(each, dict) else each for each in listed]
+    for each in listed:
+        named = [name for name in ("recipe", "checkpoint", "timm") if getattr(each, name)]
+        if len(named) != 1:
+            has = " and ".join(named) or "none"
+            raise UserError(f"A teacher needs exactly one of recipe, checkpoint and timm, and this one has {has}.")
+        if each.timm and not each.weights:
+            raise UserError(f"The teacher '{each.timm}' has no weights: give teacher.weights, a file or 'pretrained'.")
+    return listed
+
+
+@contextmanager
+def untrained_teachers() -> Iterator[None]:
+    """Make every teacher a freshly initialised network of its architecture: for tests of shapes and steps."""
+    token = _untrained.set(True)
+    try:
+        yield
+    finally:
+        _untrained.reset(token)
+
+
+def prepare(given: list[Teacher]) -> None:
+    """Train the recipes that are not in the cache."""
+    for teacher in given:
+        if teacher.recipe and not _untrained.get():
+            trained(teacher.recipe, teacher.set)
+
+
+def load(given: list[Teacher], spec: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]:
+    """Load the teachers for data of this spec.
+
+    Returns:
+        The frozen teacher, and a summary: source, hash, parameters, scores (of the first, where it has any).
+
+    Raises:
+        UserError: A source is missing or damaged, or was made for other data.
+    """
+    loaded = [_network(teacher, spec) for teacher in given]
+    networks = [network for network, _ in loaded]
+    digest = hashlib.sha256()
+    for network in networks:
+        for name, tensor in network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(
+                tensor.detach().cpu().contiguous().view(torch.uint8).numpy() if tensor.dim() else repr(tensor).encode()
+            )
+    summary = {
+        "source": " + ".join(teacher.source for teacher in given),
+        "hash": digest.hexdigest()[:8],
+        "parameters": sum(parameter.numel() for network in networks for parameter in network.parameters()),
+        "scores": loaded[0][1] if len(loaded) == 1 else {},
+    }
+    scores = ", ".join(f"{name} {value:.1f}" for name, value in summary["scores"].items() if name == "test/accuracy")
+    say(
+        "teacher",
+        f"{summary['source']} ({count(summary['parameters'])} parameters, {summary['hash']}) {scores}".rstrip(),
+    )
+    return FrozenTeacher(networks, given[0].dtype), summary
+
+
+def _network(teacher: Teacher, spec: dict[str, Any]) -> tuple[ImageNetwork, dict[str, float]]:
+    if _untrained.get():
+        architecture = teacher.timm or "cnn_14k"
+        if teacher.recipe:
+            architecture = read_config(teacher.recipe, teacher.set)["model"]["init_args"]["student"]
+        return build(architecture, spec), {}
+    if teacher.timm:
+        return build(teacher.timm, spec, teacher.weights), {}
+    if teacher.recipe:
+        return _exported(trained(teacher.recipe, teacher.set), spec, f"The teacher of recipe '{teacher.recipe}'")
+    path = Path(str(teacher.checkpoint))
+    if path.is_dir():
+        return _exported(path / "export" if (path / "export").is_dir() else path, spec, f"The teacher '{path}'")
+    return _from_checkpoint(path, spec), {}
+
+
+def _exported(folder: Path, spec: dict[str, Any], what: str) -> tuple[ImageNetwork, dict[str, float]]:
+    network, config = load_image_network(folder)
+    check_spec(config["kdzoo"]["spec"], spec, what)
+    return network, config["kdzoo"].get("scores") or {}
+
+
+def _from_checkpoint(path: Path, spec: dict[str, Any]) -> ImageNetwork:
+    checkpoint = read_checkpoint(path)
+    architecture = checkpoint.get("hyper_parameters", {}).get("student")
+    if architecture is None or not checkpoint.get("spec"):
+        raise UserError(
+            f"The teacher '{path}' is no checkpoint of a kdzoo classifier: give a run's folder, or an export."
+        )
+    check_spec(checkpoint["spec"], spec, f"The teacher '{path}'")
+    network = build(architecture, checkpoint["spec"])
+    weights = {n.removeprefix("student."): w for n, w in checkpoint["state_dict"].items() if n.startswith("student.")}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"The teacher '{path}' holds weights of another architecture than {architecture}.") from error
+    return network
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint without running anything that is in it.
+
+    Raises:
+        UserError: There is no such file, it is truncated, or it holds more than plain values and tensors.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"There is no checkpoint at '{path}'.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds: RuntimeError, UnpicklingError, EOFError, KeyError ...
+        reason = (
+            "holds objects that loading would run, which kdzoo refuses"
+            if "weights_only" in str(error).lower() and "Unsupported" in str(error)
+            else "is damaged or not a checkpoint"
+        )
+        raise UserError(f"The checkpoint '{path}' {reason}: use one that kdzoo or Lightning wrote.") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"The file '{path}' is no Lightning checkpoint (it has no state_dict).")
+    return checkpoint

@@ -1,0 +1,113 @@
+import gzip
+import hashlib
+import importlib.resources
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kdzoo.datamodules import fashion_mnist
+from kdzoo.datamodules.fashion_mnist import EMBEDDED, SYSTEM, FashionMNIST
+from kdzoo.errors import UserError
+
+SHA256 = "5ac8a3cf11c4c535900a7ff5de12508e856b8214fcee93d9d048a975fd0dcfcd"
+
+
+def write_idx(folder, train=60, test=20, compress=True, side=28, classes=10):
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    for prefix, count in ("train", train), ("t10k", test):
+        images = rng.integers(0, 256, (count, side, side), dtype=np.uint8)
+        files = {
+            "images-idx3": struct.pack(">4I", 0x0803, count, side, side) + images.tobytes(),
+            "labels-idx1": struct.pack(">2I", 0x0801, count) + (np.arange(count) % classes).astype(np.uint8).tobytes(),
+        }
+        for kind, content in files.items():
+            path = folder / f"{prefix}-{kind}-ubyte"
+            if compress:
+                path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(content))
+            else:
+                path.write_bytes(content)
+    return folder
+
+
+def test_embedded_file_is_the_declared_one():
+    content = importlib.resources.files("kdzoo").joinpath(EMBEDDED).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == SHA256
+    assert len(content) < 7 * 2**20
+    notice = Path(__file__).parents[2] / "NOTICE"
+    assert SHA256 in notice.read_text()
+
+
+def test_embedded_data():
+    data = FashionMNIST()
+    data.setup()
+    assert data.train_set.images.shape == data.test_set.images.shape == (10_000, 1, 28, 28)
+    assert (
+        torch.bincount(data.train_set.labels).tolist() == torch.bincount(data.test_set.labels).tolist() == [1000] * 10
+    )
+    share = data.train_set.images / 255
+    assert share.mean() == pytest.approx(data.spec["mean"][0], abs=0.002)
+    assert share.std() == pytest.approx(data.spec["std"][0], abs=0.002)
+    assert data.spec["keys"]["image"]["shape"] == [1, 28, 28]
+    assert data.spec["classes"] == len(data.spec["class_names"]) == 10
+    assert data.spec["keys"]["index"]["high"] == 10_000
+
+
+@pytest.mark.skipif(not SYSTEM.is_dir(), reason="needs Debian's dataset-fashion-mnist")
+def test_system_data_holds_the_embedded_ones():
+    system, embedded = FashionMNIST(source="system"), FashionMNIST()
+    system.setup()
+    embedded.setup()
+    assert len(system.train_set) == 60_000
+    assert torch.equal(system.test_set.images, embedded.test_set.images)
+    rows = {image.tobytes() for image in system.train_set.images.numpy()}
+    assert all(image.tobytes() in rows for image in embedded.train_set.images.numpy())
+    assert system.fingerprint() != embedded.fingerprint()
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_files_of_a_folder(tmp_path, compress):
+    data = FashionMNIST(source="path", root=str(write_idx(tmp_path, compress=compress)))
+    data.setup()
+    assert (len(data.train_set), len(data.test_set)) == (60, 20)
+    assert data.spec["keys"]["index"]["high"] == 60
+    assert (
+        data.train_set.images[0, 0, 0, :3].tolist()
+        == np.random.default_rng(0).integers(0, 256, 60 * 784, np.uint8)[:3].tolist()
+    )
+
+
+def test_missing_files(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="root"):
+        FashionMNIST(source="path")
+    monkeypatch.setattr(fashion_mnist, "SYSTEM", tmp_path)
+    with pytest.raises(UserError, match="apt-get install dataset-fashion-mnist"):
+        FashionMNIST(source="system").setup()
+
+
+def test_damaged_files(tmp_path):
+    folder = write_idx(tmp_path, compress=False)
+    good = {path: path.read_bytes() for path in folder.iterdir()}
+    images = folder / "train-images-idx3-ubyte"
+    for content in (b"", b"\x80\x04K\x01.", good[images][:-1], good[folder / "train-labels-idx1-ubyte"]):
+        images.write_bytes(content)
+        with pytest.raises(UserError, match="train-images-idx3-ubyte is no intact idx file"):
+            FashionMNIST(source="path", root=str(folder)).setup()
+    images.unlink()
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(good[images])[:-100])
+    with pytest.raises(UserError, match="is no intact idx file"):
+        FashionMNIST(source="path", root=str(folder)).setup()
+
+
+@pytest.mark.parametrize("wrong", [{"side": 32}, {"classes": 12}])
+def test_other_data_in_the_same_format(tmp_path, wrong):
+    with pytest.raises(UserError, match="not Fashion-MNIST"):
+        FashionMNIST(source="path", root=str(write_idx(tmp_path, **wrong))).setup()
+
+
+def test_empty_part(tmp_path):
+    with pytest.raises(UserError, match="test part is empty"):
+        FashionMNIST(source="path", root=str(write_idx(tmp_path, test=0))).setup()

@@ -1,0 +1,97 @@
+"""A config that is not run by a test does not exist."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from lightning import Trainer, seed_everything
+
+from kdzoo import registry
+from kdzoo.cli import main
+from kdzoo.datamodules.random_like import RandomLike
+from kdzoo.proof.criteria import evaluate
+from kdzoo.teachers.sources import untrained_teachers
+from kdzoo.testing import make_data, make_method, no_network
+
+CONFIGS = registry.config_files()
+RUNNABLE = sorted(stem for stem in CONFIGS if not stem.endswith("_bench"))
+BENCHES = sorted(stem for stem in CONFIGS if stem.endswith("_bench"))
+
+
+def settings(stem: str) -> dict:
+    return yaml.safe_load(CONFIGS[stem].read_text())
+
+
+@pytest.mark.parametrize("stem", RUNNABLE)
+def test_builds_and_takes_a_step(stem, tmp_path):
+    """Tiny and paper-size alike, on random data of the config's own spec."""
+    seed_everything(0, verbose=False)
+    config = settings(stem)
+    with no_network(), untrained_teachers():
+        data = RandomLike(make_data(config).spec, samples=4, batch_size=2)
+        trainer = Trainer(
+            accelerator="cpu",
+            max_steps=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(make_method(config), datamodule=data)
+    assert trainer.global_step == 1
+
+
+def test_every_config_parses(tmp_path, monkeypatch, capsys):
+    """Through the command line itself: `--print_config` resolves every argument."""
+    monkeypatch.chdir(tmp_path)
+    for stem in RUNNABLE:
+        with pytest.raises(SystemExit) as exit:
+            main(["fit", "--config", stem, "--print_config"])
+        assert exit.value.code in (0, None), stem
+        text = capsys.readouterr().out
+        assert "Unable to serialize" not in text
+        assert yaml.safe_load(text)["model"]["class_path"].startswith("kdzoo.")
+
+
+def test_tiny_and_paper_size_are_one_class():
+    for stem in RUNNABLE:
+        if stem.endswith("_tiny") and stem.removesuffix("_tiny") in CONFIGS:
+            assert settings(stem)["model"]["class_path"] == settings(stem.removesuffix("_tiny"))["model"]["class_path"]
+
+
+def test_every_method_has_its_configs():
+    for name, entry in registry.entries(registry.METHODS).items():
+        if entry.distribution == registry.OWN:
+            assert {name, f"{name}_tiny"} <= CONFIGS.keys(), name
+
+
+@pytest.mark.parametrize("stem", BENCHES)
+def test_recorded_proofs_hold(stem):
+    """The verdict follows from the recorded values, and the configs are those that were run."""
+    import json
+
+    from kdzoo.proof.criteria import config_sha256
+
+    recorded = json.loads(CONFIGS[stem].with_suffix(".json").read_text())
+    assert recorded["config_sha256"] == config_sha256(CONFIGS[stem]), f"{stem}: run kdzoo bench again"
+    judged = evaluate(recorded)
+    assert [each["passed"] for each in judged] == [each["passed"] for each in recorded["criteria"]]
+    assert recorded["passed"] == all(each["passed"] for each in judged)
+    assert len(recorded["seeds"]) >= 3
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("stem", [stem for stem in RUNNABLE if stem.endswith("_tiny")])
+def test_tiny_configs_run_whole(stem, tmp_path):
+    main(["fit", "--config", stem, "--run_dir", str(tmp_path / "run"), "--show", "nothing"])
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("stem", BENCHES)
+def test_proofs_hold_again(stem, tmp_path):
+    name = stem.removesuffix("_bench")
+    assert main(["bench", name, "--json", str(tmp_path / "result.json")]) in (0, None)
+    assert shutil.os.path.isfile(Path(tmp_path) / "result.json")
