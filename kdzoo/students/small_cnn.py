@@ -1,6 +1,7 @@
 """kdzoo's own networks for images of about 28 pixels: a small student and the teacher that goes with it.
 
-A 3x3 stem, then stages of 3x3 convolutions with batch normalisation; every stage but the first halves the image.
+A 3x3 stem that halves the image, then stages of 3x3 convolutions with batch normalisation; every stage but the first
+halves it again.
 """
 
 from typing import Any
@@ -54,7 +55,6 @@ class SmallCNN(StagedNetwork):
         widths: channels of the stem and of each stage.
         depths: blocks of each stage.
         residual: whether blocks have shortcuts.
-        stem_stride: 2 halves the image at once, for speed.
         num_classes: classes of the head; 0 for none.
         in_chans: channels of the images.
         global_pool: a pool type of timm.
@@ -65,14 +65,13 @@ class SmallCNN(StagedNetwork):
         widths: tuple[int, ...],
         depths: tuple[int, ...],
         residual: bool = False,
-        stem_stride: int = 1,
         num_classes: int = 10,
         in_chans: int = 1,
         global_pool: str = "avg",
     ) -> None:
         super().__init__()
         block = ResidualBlock if residual else PlainBlock
-        self.conv = conv_norm(in_chans, widths[0], stem_stride)
+        self.conv = conv_norm(in_chans, widths[0], stride=2)
         stages: dict[str, nn.Module] = {}
         for number, (before, width, depth) in enumerate(zip(widths, widths[1:], depths), start=1):
             blocks = [block(before if i == 0 else width, width, 2 if i == 0 and number > 1 else 1) for i in range(depth)]
@@ -80,11 +79,11 @@ class SmallCNN(StagedNetwork):
         self.add_stages_and_head(stages, "conv", widths, num_classes, global_pool)
 
     def stem(self, x: Tensor) -> Tensor:
-        """[B, in_chans, H, W] to [B, widths[0], H / stem_stride, W / stem_stride]."""
+        """[B, in_chans, H, W] to [B, widths[0], H / 2, W / 2]."""
         return relu(self.conv(x))
 
 
-default_cfgs = generate_default_cfgs({name: record((1, 28, 28), "conv.0") for name in ("cnn_14k", "cnn_297k")})
+default_cfgs = generate_default_cfgs({name: record((1, 28, 28), "conv.0") for name in ("cnn_14k", "cnn_168k")})
 
 
 @register_model
@@ -94,7 +93,6 @@ def cnn_14k(pretrained: bool = False, **options: Any) -> nn.Module:
 
 
 @register_model
-def cnn_297k(pretrained: bool = False, **options: Any) -> nn.Module:
-    """297k parameters (1 channel, 10 classes): the teacher of `cnn_14k`."""
-    shape = {"widths": (32, 32, 64, 128), "depths": (1, 1, 1), "residual": True, "stem_stride": 2}
-    return create(SmallCNN, "cnn_297k", pretrained, options, **shape)
+def cnn_168k(pretrained: bool = False, **options: Any) -> nn.Module:
+    """168k parameters (1 channel, 10 classes): the teacher of `cnn_14k`."""
+    return create(SmallCNN, "cnn_168k", pretrained, options, widths=(24, 24, 48, 96), depths=(1, 1, 1), residual=True)

@@ -105,6 +105,13 @@ class StagedNetwork(nn.Module):
         return intermediates if intermediates_only else (self.finish(x), intermediates)
 
 
+def initialise(network: nn.Module) -> None:
+    """Draw convolutions by He's rule for their outputs, as the code bases of the field do."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
 def record(input_size: tuple[int, int, int], first_conv: str) -> dict[str, Any]:
     """Timm's `default_cfgs` entry of a network without published weights, so without a normalisation of its own."""
     return {

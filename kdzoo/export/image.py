@@ -1,0 +1,145 @@
+"""An image network as a folder that loads without kdzoo: timm's own format, and ONNX for networks that timm lacks."""
+
+import contextlib
+import io
+import json
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.models import save_for_hf
+
+from kdzoo import __version__
+from kdzoo.errors import UserError
+from kdzoo.students.network import ImageNetwork
+
+README = """# {architecture}, exported by kdzoo {version}
+
+Images are [B, {channels}, {height}, {width}] in [0, 1]; `preprocessing.json` has the mean and the standard deviation.
+
+{how}"""
+
+WITH_TIMM = """    import json, timm, torch
+    network = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
+    p = json.load(open("FOLDER/preprocessing.json"))
+    mean, std = (torch.tensor(p[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
+    logits = network((image - mean) / std)
+"""
+
+WITH_ONNX = """    import onnxruntime
+    session = onnxruntime.InferenceSession("FOLDER/model.onnx")     # normalises by itself
+    logits = session.run(None, {"image": image.numpy()})[0]
+
+With kdzoo's networks registered (`import kdzoo.students.build`) it is a timm model too:
+
+"""
+
+
+def export_image_network(
+    network: ImageNetwork, spec: dict[str, Any], folder: Path, scores: dict[str, float] | None = None
+) -> list[str]:
+    """Write a network into a folder, whole or not at all; an earlier export there is replaced.
+
+    Args:
+        network: What to write.
+        spec: The spec of the data that it was trained on.
+        folder: Where to.
+        scores: Its test scores.
+
+    Returns:
+        The names of the files: `model.safetensors` and `config.json` (timm's local-dir format), `preprocessing.json`,
+        `README.md`, and `model.onnx` (input `image` float32 [B, C, H, W] in [0, 1], any B) where the architecture is
+        not timm's own.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    height, width = spec["image_size"]
+    preprocessing = {
+        "input_size": [spec["channels"], height, width],
+        "mean": network.mean.flatten().tolist(),
+        "std": network.std.flatten().tolist(),
+        "interpolation": "bicubic",
+        "class_names": spec.get("class_names"),
+    }
+    record = {"spec": spec, "scores": scores or {}, "version": __version__}
+    data_config = {name: preprocessing[name] for name in ("input_size", "mean", "std", "interpolation")}
+    own = not type(network.network).__module__.startswith("timm.")
+    how = WITH_ONNX * own + WITH_TIMM
+    text = README.format(
+        architecture=network.architecture,
+        version=__version__,
+        channels=spec["channels"],
+        height=height,
+        width=width,
+        how=how,
+    )
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        work = Path(scratch) / "export"
+        work.mkdir()
+        save_for_hf(
+            network.network, str(work), model_config={"kdzoo": record}, safe_serialization=True, data_config=data_config
+        )
+        (work / "preprocessing.json").write_text(json.dumps(preprocessing, indent=2), encoding="utf-8")
+        (work / "README.md").write_text(text, encoding="utf-8")
+        if own:
+            write_onnx(network, spec, work / "model.onnx")
+        files = sorted(path.name for path in work.iterdir())
+        if folder.exists():
+            folder.rename(Path(scratch) / "old")
+        work.rename(folder)
+    return files
+
+
+def write_onnx(network: ImageNetwork, spec: dict[str, Any], path: Path) -> None:
+    """Write ONNX with the normalisation inside; the network's mode and device stay as they are."""
+    example = torch.zeros(2, spec["channels"], *spec["image_size"], device=network.mean.device)
+    training = network.training
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                network.eval(),
+                (example,),
+                str(path),
+                input_names=["image"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                external_data=False,
+                dynamo=True,
+                verbose=False,
+            )
+    finally:
+        network.train(training)
+        logging.getLogger("torch.onnx").setLevel(level)
+
+
+def load_image_network(folder: Path) -> tuple[ImageNetwork, dict[str, Any]]:
+    """Read what `export_image_network` wrote.
+
+    Returns:
+        The network, and the whole `config.json`; its key `kdzoo` has spec, scores and version.
+
+    Raises:
+        UserError: The folder is no export of kdzoo, or is damaged.
+    """
+    import kdzoo.students.build  # noqa: F401 - registers kdzoo's networks with timm
+
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        preprocessing = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
+        config["kdzoo"]["spec"]
+        network = timm.create_model(config["architecture"], **{"num_classes": config["num_classes"], **config["model_args"]})
+        network.load_state_dict(load_file(folder / "model.safetensors"))
+        return ImageNetwork(config["architecture"], network, preprocessing["mean"], preprocessing["std"]), config
+    except FileNotFoundError as error:
+        raise UserError(f"'{folder}' is no export of kdzoo: {Path(error.filename).name} is missing.") from error
+    except Exception as error:  # a damaged file can fail in any way
+        reason = str(error).strip().partition("\n")[0][:160] or type(error).__name__
+        raise UserError(f"The export '{folder}' is damaged ({reason}): export the run again, or train it.") from error
+
