@@ -23,7 +23,7 @@ from kdzoo.errors import UsageError, UserError
 from kdzoo.files import write_text
 from kdzoo.method import Method
 from kdzoo.proof.report import write_report
-from kdzoo.short_names import explain, read_short_names, registered_name, spell_out
+from kdzoo.short_names import explain, read_short_names, spell_out
 from kdzoo.teachers.sources import read_checkpoint, untrained_teachers
 
 
@@ -43,7 +43,7 @@ class KdzooCLI(LightningCLI):
         """Name the run's folder."""
         config = self.config[self.subcommand]
         config.weights_only = True  # a checkpoint is data: nothing in it is run
-        self.name = registered_name(registry.METHODS, config.model.class_path)
+        self.name = registry.find(registry.METHODS, config.model.class_path).name
         time = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
         self.run_dir = Path(config.run_dir or os.environ.setdefault("KDZOO_RUN_DIR", f"runs/{self.name}/{time}"))
         console.quiet = config.show != "all"
@@ -220,7 +220,7 @@ def from_checkpoint(command: str, arguments: list[str]) -> list[str]:
         raise UserError(
             f"The checkpoint '{known.ckpt_path}' does not say which method it is of: kdzoo fit writes ones that do."
         )
-    registered_name(registry.METHODS, class_path)
+    registry.find(registry.METHODS, class_path)
     if any(argument.startswith("--model.") for argument in rest):
         say("model", "its arguments come from the checkpoint; those on the command line are not used")
     if known.config or known.model:
@@ -244,7 +244,7 @@ def export(argv: list[str]) -> None:
     path = given.run / "checkpoints" / "last.ckpt" if given.run.is_dir() else given.run
     checkpoint = read_checkpoint(path)
     class_path = checkpoint.get("hyper_parameters", {}).get("_class_path", "")
-    method = registry.find(registry.METHODS, registered_name(registry.METHODS, class_path)).load()
+    method = registry.find(registry.METHODS, class_path).load()
     with untrained_teachers():
         loaded = method.load_from_checkpoint(path, map_location="cpu", weights_only=True)  # type: ignore[attr-defined]
     folder = given.to or path.parent.parent / "export"

@@ -13,35 +13,21 @@ import yaml
 from jsonargparse import get_loader, set_loader
 
 from kdzoo import registry
-from kdzoo.errors import UserError, near
+from kdzoo.errors import near
 
 GROUPS = {"model": registry.METHODS, "data": registry.DATA}
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
 def class_path(group: str, text: str) -> str:
-    """Spell out a registered name; a class path of a registered class stays.
+    """Spell out a registered name, once it is known to load; the class path of a registered class stays.
 
     Raises:
         UserError: Nothing registered has that name or class path, or it cannot be loaded.
     """
-    entry = registry.find(group, registered_name(group, text) if "." in text.partition("@")[0] else text)
+    entry = registry.find(group, text)
     entry.load()
     return entry.path
-
-
-def registered_name(group: str, path: str) -> str:
-    """Return the registered name of a class path.
-
-    Raises:
-        UserError: It is not registered: kdzoo runs no class that no installed package offers.
-    """
-    for name, entry in registry.entries(group).items():
-        if entry.path == path:
-            return name
-    raise UserError(
-        f"'{path}' is not registered under {group}: give a name from kdzoo list, or install the package that has it."
-    )
 
 
 def spell_out(arguments: list[str]) -> list[str]:

@@ -60,7 +60,7 @@ def resolve(config: dict[str, Any]) -> dict[str, Any]:
     """Write out the defaults of a config's model and data, so that a change of a default is a change of the config."""
     resolved: dict[str, Any] = {"trainer": config.get("trainer", {}), "seed": config.get("seed_everything", 0)}
     for part, group in (("model", registry.METHODS), ("data", registry.DATA)):
-        cls = registry.find_class(group, config[part]["class_path"])
+        cls = registry.find(group, config[part]["class_path"]).load()
         defaults = {n: p.default for n, p in inspect.signature(cls).parameters.items() if p.default is not p.empty}
         arguments = {**defaults, **config[part].get("init_args", {})}
         resolved[part] = {
@@ -72,7 +72,7 @@ def resolve(config: dict[str, Any]) -> dict[str, Any]:
 
 def data_module(config: dict[str, Any]) -> Any:
     """Make the data module of a config."""
-    return registry.find_class(registry.DATA, config["data"]["class_path"])(**config["data"].get("init_args", {}))
+    return registry.find(registry.DATA, config["data"]["class_path"]).load()(**config["data"].get("init_args", {}))
 
 
 def key(config: dict[str, Any]) -> str:
