@@ -1,5 +1,7 @@
 """The few words that kdzoo says while it works: a label, then one line."""
 
+import logging
+import warnings
 from typing import Literal
 
 from rich.console import Console
@@ -20,3 +22,18 @@ def count(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g}{letter}"
     return f"{number:.0f}"
+
+
+def quieten() -> None:
+    """Leave out what Lightning says to its developers."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    patterns = (
+        ".*does not have many workers.*",
+        ".*number of training batches.*",
+        ".*instantiate_classes.*",
+        ".*litlogger.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+    )
+    for pattern in patterns:
+        warnings.filterwarnings("ignore", pattern)

@@ -2,10 +2,8 @@
 
 import argparse
 import json
-import logging
 import os
 import sys
-import warnings
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from kdzoo import registry
 from kdzoo.callbacks import Cost, MetricsFile
-from kdzoo.console import Show, console, say
+from kdzoo.console import Show, console, quieten, say
 from kdzoo.errors import UsageError, UserError
 from kdzoo.files import write_text
 from kdzoo.method import Method
@@ -251,16 +249,3 @@ def export(argv: list[str]) -> None:
     result = path.parent.parent / "result.json"
     scores = json.loads(result.read_text())["metrics"] if result.is_file() else None
     say("export", f"{folder}   {', '.join(loaded.export(folder, scores))}")
-
-
-def quieten() -> None:
-    """Leave out what Lightning says to its developers."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for pattern in (
-        ".*does not have many workers.*",
-        ".*number of training batches.*",
-        ".*instantiate_classes.*",
-        ".*litlogger.*",
-    ):
-        warnings.filterwarnings("ignore", pattern)

@@ -76,7 +76,7 @@ class Optim:
             return {"optimizer": optimizer}
         if not math.isfinite(total_steps):
             raise UserError(
-                f"The schedule '{self.schedule}' needs to know how long the run is: give trainer.max_epochs or max_steps."
+                f"The schedule '{self.schedule}' needs the length of the run: give trainer.max_epochs or max_steps."
             )
         # The first step of a warm-up must move: count it as done while it is taken.
         scheduler = torch.optim.lr_scheduler.LambdaLR(

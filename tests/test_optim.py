@@ -63,5 +63,5 @@ def test_a_group_keeps_its_own_rate_under_the_schedule():
 
 
 def test_a_run_without_an_end_has_no_schedule():
-    with pytest.raises(UserError, match="how long the run is"):
+    with pytest.raises(UserError, match="length of the run"):
         Optim().configure([nn.Parameter(torch.zeros(1))], float("inf"))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
+from torchmetrics.functional.classification import binary_calibration_error
 
 from kdzoo.export.image import export_image_network
 from kdzoo.method import Method
@@ -105,10 +106,11 @@ class Classifier(Method):
         names = self.spec.get("class_names") or [str(number) for number in range(self.spec["classes"])]
         n = len(seen["image"])
         sample = (seen["image"], seen["label"][:n], seen["predicted"][:n], seen["confidence"][:n], names)
-        ece = float(self.scores["test_scores"]["ece"].compute())
+        correct = seen["predicted"] == seen["label"]
+        ece = 100 * float(binary_calibration_error(seen["confidence"], correct.int(), n_bins=15))
         return {
             "Confusion": confusion_figure(self.confusion.compute().cpu(), names),
-            "Calibration": reliability_figure(seen["confidence"], seen["predicted"] == seen["label"], ece),
+            "Calibration": reliability_figure(seen["confidence"], correct, ece),
             "Predictions": predictions_figure(*sample),
         }
 

@@ -58,8 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = [find_config(f"{name}_bench") for name in options.names]
     benches = [read_bench(path) for path in paths]  # all of them before the first run starts
     not_reached = 0
+    finished: dict[str, dict[str, Any]] = {}  # benches of one command share the arms that are the same
     for path, bench in zip(paths, benches):
-        recorded = run_bench(path, bench, options.seeds or bench["seeds"], options.json, options.keep)
+        recorded = run_bench(path, bench, options.seeds or bench["seeds"], options.json, options.keep, finished)
         not_reached += recorded["passed"] is False
     return min(not_reached, 1)
 
@@ -117,8 +118,15 @@ def check_row(check: Check, kind: str, row: Any, bench: Mapping[str, Any]) -> No
         check(arm in arms, f"{kind} name an unknown arm '{arm}'.{near(str(arm), arms)}")
 
 
-def run_bench(path: Path, bench: dict[str, Any], seeds: list[int], file: Path | None, keep: bool) -> dict[str, Any]:
-    """Run what is not there yet of `bench`, print and write the result, and return what was written."""
+def run_bench(
+    path: Path,
+    bench: dict[str, Any],
+    seeds: list[int],
+    file: Path | None,
+    keep: bool,
+    finished: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """Run what of `bench` is neither there nor in `finished`; print, write and return the result."""
     console, name, digest = Console(), path.stem.removesuffix("_bench"), config_sha256(path)
     full = sorted(seeds) == sorted(bench["seeds"])
     folder = Path("runs", "bench", name, digest[:12] if full else "-".join([digest[:12], *map(str, seeds)]))
@@ -135,7 +143,10 @@ def run_bench(path: Path, bench: dict[str, Any], seeds: list[int], file: Path | 
         for seed in seeds:
             for arm, how in bench["arms"].items():
                 progress.update(task, description=f"{escape(name)}  {escape(arm)}  seed {seed}")
-                results[arm][seed] = run_arm(arm, how, seed, folder / arm / str(seed), keep)
+                run = json.dumps([how, seed], sort_keys=True)
+                if run not in finished:
+                    finished[run] = run_arm(arm, how, seed, folder / arm / str(seed), keep)
+                results[arm][seed] = finished[run]
                 check_metrics(arm, results[arm][seed], bench["metrics"])
                 progress.advance(task)
             teacher_results(bench, results)  # a criterion that no teacher can meet should not cost more seeds
@@ -143,6 +154,7 @@ def run_bench(path: Path, bench: dict[str, Any], seeds: list[int], file: Path | 
     beside = full and in_checkout(path)
     target = file or (path.with_suffix(".json") if beside else Path("runs", "bench", f"{path.stem}.json"))
     write_text(target, json.dumps(recorded, indent=1) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
     done.touch()
     show(console, recorded)
     console.print(f"written to {target}", **PLAIN)

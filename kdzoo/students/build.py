@@ -109,7 +109,12 @@ def _create_from(
 
     The network gets as many classes as the file has: only then does timm demand every key.
     """
-    source = {"state_dict": state, "num_classes": options["num_classes"], "input_size": input_size, "label_offset": None}
+    source = {
+        "state_dict": state,
+        "num_classes": options["num_classes"],
+        "input_size": input_size,
+        "label_offset": None,
+    }
     try:
         network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=source, **options)
     except Exception as error:  # timm's adaptation of a foreign file can fail in any way

@@ -74,8 +74,8 @@ class SmallCNN(StagedNetwork):
         self.conv = conv_norm(in_chans, widths[0], stride=2)
         stages: dict[str, nn.Module] = {}
         for number, (before, width, depth) in enumerate(zip(widths, widths[1:], depths), start=1):
-            blocks = [block(before if i == 0 else width, width, 2 if i == 0 and number > 1 else 1) for i in range(depth)]
-            stages[f"stage{number}"] = nn.Sequential(*blocks)
+            first = block(before, width, stride=1 if number == 1 else 2)
+            stages[f"stage{number}"] = nn.Sequential(first, *(block(width, width, stride=1) for _ in range(depth - 1)))
         self.add_stages_and_head(stages, "conv", widths, num_classes, global_pool)
 
     def stem(self, x: Tensor) -> Tensor:
