@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 from lightning import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from kdzoo import registry
@@ -57,7 +57,7 @@ class KdzooCLI(LightningCLI):
         if self._get(self.config_init, "show") != "nothing" and config.get("enable_progress_bar") is not False:
             callbacks.append(RichProgressBar(leave=False))
         if self.subcommand == "fit":
-            callbacks.append(MetricsFile(self.run_dir / "metrics.csv"))
+            callbacks += [MetricsFile(self.run_dir / "metrics.csv"), Announce()]
             if config.get("enable_checkpointing") is not False:
                 callbacks.append(
                     ModelCheckpoint(self.run_dir / "checkpoints", filename="last", enable_version_counter=False)
@@ -82,7 +82,7 @@ class KdzooCLI(LightningCLI):
         metrics = {
             name: float(value) for name, value in self.trainer.callback_metrics.items() if name.startswith("test/")
         }
-        result = {
+        result: dict[str, Any] = {
             "method": self.name,
             "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
             "steps": steps,
@@ -100,15 +100,25 @@ class KdzooCLI(LightningCLI):
                     logger.log_image(key=title, images=[figure])
         report = write_report(self.run_dir, figures)
         files = model.export(self.run_dir / "export", metrics)
-        teacher = ((result["teacher"] or {}).get("scores") or {}).get("test/accuracy")
-        say(
-            "result",
-            "   ".join(f"{n} {v:.4g}" for n, v in metrics.items()) + (f"   (teacher {teacher:.4g})" if teacher else ""),
+        teacher = (result["teacher"] or {}).get("scores") or {}
+        shown = (
+            f"{n.removeprefix('test/')} {v:.4g}" + (f" (teacher {teacher[n]:.4g})" if n in teacher else "")
+            for n, v in metrics.items()
         )
+        say("result", "test " + "   ".join(shown))
         say("report", str(report))
         say("export", f"{self.run_dir / 'export'}   {', '.join(files)}")
         if f"{self.name}_bench" in registry.config_files():
             say("next", f"kdzoo bench {self.name}        the same against its baselines, over seeds")
+
+
+class Announce(Callback):
+    """Says what is trained, on what, once both are there."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Method) -> None:  # type: ignore[override]
+        """Print one line."""
+        describe = getattr(trainer.datamodule, "describe", None)  # type: ignore[attr-defined]
+        say("student", pl_module.summary() + (f", {describe()}" if describe else ""))
 
 
 class SaveConfig(SaveConfigCallback):

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from kdzoo.callbacks import ExactResume, StopAtNaN
+from kdzoo.console import count
 from kdzoo.errors import UserError
 from kdzoo.spec import check_spec
 
@@ -52,6 +53,10 @@ class Method(LightningModule):
 
     def prepare(self) -> None:
         """Make what must exist before the Trainer starts, such as a recipe's teacher."""
+
+    def summary(self) -> str:
+        """Say in a few words what is trained."""
+        return f"{count(sum(p.numel() for p in self.parameters() if p.requires_grad))} parameters"
 
     def teacher_summary(self) -> dict[str, Any] | None:
         """Say who teaches: `source`, `hash`, `parameters`, `scores`."""

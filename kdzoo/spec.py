@@ -24,7 +24,7 @@ def check_spec(have: Mapping[str, Any], got: Mapping[str, Any], what: str, sourc
                 f"{what} was made for {key} = {have.get(key)}, but {source} has {key} = {got.get(key)}: "
                 "use the data that it was made for, or train it again on these."
             )
-    names = have.get("class_names"), got.get("class_names")
-    if names[0] and names[1] and list(names[0]) != list(names[1]):
-        first = next(pair for pair in zip(*names, strict=True) if pair[0] != pair[1])
+    known, names = list(have.get("class_names") or ()), list(got.get("class_names") or ())
+    if known and names and known != names:
+        first = next(pair for pair in zip(known, names) if pair[0] != pair[1])
         raise UserError(f"{what} knows other classes than {source}: '{first[0]}' where {source} has '{first[1]}'.")

@@ -95,7 +95,7 @@ def no_network() -> Iterator[None]:
             raise AssertionError(f"a connection to {address} was tried: tests and training work without a network")
         connect(self, address)
 
-    socket.socket.connect = refuse  # type: ignore[method-assign]
+    socket.socket.connect = refuse  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:

@@ -134,7 +134,9 @@ def load_image_network(folder: Path) -> tuple[ImageNetwork, dict[str, Any]]:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         preprocessing = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
         config["kdzoo"]["spec"]
-        network = timm.create_model(config["architecture"], **{"num_classes": config["num_classes"], **config["model_args"]})
+        network = timm.create_model(
+            config["architecture"], **{"num_classes": config["num_classes"], **config["model_args"]}
+        )
         network.load_state_dict(load_file(folder / "model.safetensors"))
         return ImageNetwork(config["architecture"], network, preprocessing["mean"], preprocessing["std"]), config
     except FileNotFoundError as error:
@@ -142,4 +144,3 @@ def load_image_network(folder: Path) -> tuple[ImageNetwork, dict[str, Any]]:
     except Exception as error:  # a damaged file can fail in any way
         reason = str(error).strip().partition("\n")[0][:160] or type(error).__name__
         raise UserError(f"The export '{folder}' is damaged ({reason}): export the run again, or train it.") from error
-

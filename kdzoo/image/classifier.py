@@ -11,12 +11,15 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
 from torchmetrics.functional.classification import binary_calibration_error
 
+from kdzoo.console import count
 from kdzoo.export.image import export_image_network
 from kdzoo.method import Method
 from kdzoo.metrics.figures import confusion_figure, predictions_figure, reliability_figure
 from kdzoo.optim import Optim
 from kdzoo.students.build import build
+from kdzoo.students.network import ImageNetwork
 from kdzoo.teachers import sources
+from kdzoo.teachers.frozen import FrozenTeacher
 from kdzoo.teachers.sources import Teachers
 
 
@@ -29,6 +32,9 @@ class Classifier(Method):
         weights: Where the student starts: a file of weights, or `pretrained` (timm's); None from scratch.
         optim: The optimizer and its schedule.
     """
+
+    student: ImageNetwork
+    teacher: FrozenTeacher
 
     def __init__(self, student: str, teacher: Teachers | None, weights: str | None, optim: Optim) -> None:
         super().__init__()
@@ -43,7 +49,7 @@ class Classifier(Method):
         self.student = build(self.architecture, spec, self.weights)
         if self.teachers:
             self.teacher, self._teacher_summary = sources.load(self.teachers, spec)
-        self.scores = nn.ModuleDict({f"{part}_scores": _scores(classes) for part in ("val", "test")})
+        self.val_scores, self.test_scores = _scores(classes), _scores(classes)
         self.confusion = MulticlassConfusionMatrix(classes)
         self.seen: dict[str, list[Tensor]] = {}
 
@@ -51,11 +57,17 @@ class Classifier(Method):
         """Train the teachers that are recipes and not in the cache."""
         sources.prepare(self.teachers)
 
+    def summary(self) -> str:
+        """Say the student's name and size."""
+        size = sum(parameter.numel() for parameter in self.student.parameters())
+        ratio = f", {self._teacher_summary['parameters'] / size:.0f}x smaller than the teacher" if self.teachers else ""
+        return f"{self.architecture} ({count(size)} parameters{ratio})"
+
     def teacher_summary(self) -> dict[str, Any] | None:
         """Say who teaches."""
         return self._teacher_summary if self.teachers else None
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Optimise everything but the teacher."""
         return self.optim.configure((p for p in self.parameters() if p.requires_grad), self.total_steps)
 
@@ -85,7 +97,7 @@ class Classifier(Method):
 
     def _evaluate(self, batch: dict[str, Tensor], part: str) -> Tensor:
         logits = self.student(batch["image"]).float()  # [B, C]
-        scores = self.scores[f"{part}_scores"]
+        scores: Any = self.val_scores if part == "val" else self.test_scores
         scores["accuracy"].update(logits, batch["label"])
         scores["ece"].update(logits.softmax(1), batch["label"])
         scores["nll"].update(cross_entropy(logits, batch["label"]), len(logits))

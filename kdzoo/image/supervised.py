@@ -6,10 +6,10 @@ Samples without a label are left out.
 """
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from kdzoo.card import Card
 from kdzoo.image.classifier import Classifier
+from kdzoo.losses.logits import labelled_cross_entropy
 from kdzoo.optim import Optim
 
 CARD = Card(
@@ -41,10 +41,4 @@ class Supervised(Classifier):
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return `ce`."""
-        logits = self.student(batch["image"])  # [B, C]
-        labelled = batch["label"] >= 0
-        # A batch without a label gives a zero that is still part of the graph.
-        total = cross_entropy(
-            logits, batch["label"], ignore_index=-1, reduction="sum", label_smoothing=self.label_smoothing
-        )
-        return {"ce": total / labelled.sum().clamp(min=1)}
+        return {"ce": labelled_cross_entropy(self.student(batch["image"]), batch["label"], self.label_smoothing)}

@@ -89,11 +89,13 @@ def normalized_kd(
     _, others_student = _split(student, label)
     _, others_teacher = _split(teacher, label)
     # [B]: cross_entropy takes class probabilities as its target
-    others = cross_entropy(others_student / temperature, (others_teacher / temperature).softmax(dim=1), reduction="none")
+    others = cross_entropy(
+        others_student / temperature, (others_teacher / temperature).softmax(dim=1), reduction="none"
+    )
     return (target + gamma * temperature**2 * others).mean()
 
 
-def labelled_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+def labelled_cross_entropy(logits: Tensor, label: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy, mean over the samples that have a label.
 
     Without any label it is zero with a gradient of zeros, so that distributed training waits for nobody.
@@ -101,11 +103,12 @@ def labelled_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     Args:
         logits: [B, C].
         label: int64 [B], 0 <= label < C, or -1 for none.
+        label_smoothing: share of the target that is spread over all classes, in [0, 1).
 
     Returns:
         A scalar, at least 0.
     """
-    total = cross_entropy(_precise(logits), label, ignore_index=-1, reduction="sum")
+    total = cross_entropy(_precise(logits), label, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing)
     return total / (label >= 0).sum().clamp(min=1)
 
 

@@ -30,7 +30,7 @@ class Aligner(nn.Module):
                 f"A student feature of shape {list(student_shape)} cannot be aligned to a teacher feature of shape "
                 f"{list(teacher_shape)}: tap both where they are maps, or both where they are tokens of one number."
             )
-        self.size = tuple(teacher_shape[1:]) if len(teacher_shape) == 3 else None
+        self.size = (teacher_shape[1], teacher_shape[2]) if len(teacher_shape) == 3 else None
         if self.size:
             self.map: nn.Module = nn.Conv2d(student_shape[0], teacher_shape[0], kernel_size=1)
         else:

@@ -13,7 +13,7 @@ from kdzoo.students.timm_interface import StagedNetwork, create, initialise, rec
 
 
 class PreactivationBlock(nn.Module):
-    """Normalisation and ReLU before each of two 3x3 convolutions; a shortcut of another shape starts after the first."""
+    """Normalisation and ReLU before each of two 3x3 convolutions; a shortcut of other shape starts after the first."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()

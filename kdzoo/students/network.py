@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -19,8 +19,12 @@ class _DeepestTap(Exception):
 class ImageNetwork(nn.Module):
     """A timm network that takes images in [0, 1] and normalises them itself.
 
-    A tap names a place in the network: a module path ("layer3", "blocks.2": the output of the module's first call in
-    a pass) or an integer as text ("1", "-1": the index of timm's `forward_intermediates`, as [B, C, H, W]).
+    A tap names a place in the network:
+
+    - a module path ("layer3", "blocks.2"): the output of the module's first call in a pass;
+    - an integer as text ("1", "-1"): the index of timm's `forward_intermediates`, as [B, C, H, W];
+    - "features": what timm's `forward_features` returns, before pooling;
+    - "pre_logits": the pooled features that the classifier reads, [B, D].
 
     Args:
         architecture: timm's name of the network.
@@ -43,6 +47,10 @@ class ImageNetwork(nn.Module):
         """Images [B, C, H, W] in [0, 1] to logits [B, classes]."""
         return self.network(self._normalise(image))
 
+    def forward_head(self, feature: Tensor, pre_logits: bool = False) -> Tensor:
+        """What the tap "features" gives to logits [B, classes], or to [B, D] with `pre_logits`."""
+        return self.network.forward_head(feature, pre_logits=pre_logits)  # type: ignore[operator]
+
     def forward_with(self, image: Tensor, taps: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits [B, classes] and the feature of every tap, in one pass, with gradient.
 
@@ -51,30 +59,31 @@ class ImageNetwork(nn.Module):
         """
         paths, indices = self._split(taps)
         with self._hooks(paths, stop=False) as seen:
-            if indices:
-                deepest, seen_indices = self._intermediates(self._normalise(image), indices, stop=False)
-                logits = self.network.forward_head(deepest)  # type: ignore[operator]
-                seen |= seen_indices
-            else:
+            if len(paths) == len(taps):
                 logits = self(image)
+            else:
+                seen["features"] = self._body(image, indices, seen, stop=False)
+                logits = self.forward_head(seen["features"])
+                if "pre_logits" in taps:
+                    seen["pre_logits"] = self.forward_head(seen["features"], pre_logits=True)
         return logits, self._in_order(taps, seen)
 
     def features(self, image: Tensor, taps: Sequence[str]) -> dict[str, Tensor]:
-        """The feature of every tap; the pass stops at the deepest one (a mix of both kinds of tap takes a whole pass).
+        """The feature of every tap; the pass stops at the deepest one (module paths beside other taps: at the head).
 
         Raises:
             UserError: a tap is not in this network.
         """
         paths, indices = self._split(taps)
-        if paths and indices:
-            return self.forward_with(image, taps)[1]
-        if indices:
-            return self._in_order(taps, self._intermediates(self._normalise(image), indices, stop=True)[1])
-        with self._hooks(paths, stop=True) as seen:
-            try:
+        with self._hooks(paths, stop=len(paths) == len(taps)) as seen, suppress(_DeepestTap):
+            if len(paths) == len(taps):
                 self(image)
-            except _DeepestTap:
-                pass
+            else:
+                seen["features"] = self._body(image, indices, seen, stop=indices.keys() == set(taps))
+                if "pre_logits" in taps:
+                    seen["pre_logits"] = self.forward_head(seen["features"], pre_logits=True)
+                if not all(path in seen for path in paths):
+                    self.forward_head(seen["features"])
         return self._in_order(taps, seen)
 
     def tap_shapes(self, spec: dict[str, Any], taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -100,7 +109,7 @@ class ImageNetwork(nn.Module):
         """Module paths, and integer taps with the index that they mean (counted from the front)."""
         modules = dict(self.network.named_modules())
         indices = {tap: int(tap) for tap in taps if tap.removeprefix("-").isdecimal() and tap not in modules}
-        paths = [tap for tap in taps if tap not in indices]
+        paths = [tap for tap in taps if tap not in indices and tap not in ("features", "pre_logits")]
         for path in paths:
             if not path or path not in modules:
                 hint = near(path, modules) or f" Its parts: {', '.join(dict(self.network.named_children()))}."
@@ -115,11 +124,15 @@ class ImageNetwork(nn.Module):
             indices = {tap: index % count for tap, index in indices.items()}
         return paths, indices
 
-    def _intermediates(self, x: Tensor, indices: dict[str, int], stop: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """The last feature of a pass over normalised images, and the integer taps."""
+    def _body(self, image: Tensor, indices: dict[str, int], seen: dict[str, Tensor], stop: bool) -> Tensor:
+        """The features before the head (of the deepest index with `stop`); the integer taps go into `seen`."""
+        x = self._normalise(image)
+        if not indices:
+            return self.network.forward_features(x)  # type: ignore[operator]
         order = sorted(set(indices.values()))  # timm answers in the order of depth, whatever the order asked
         last, features = self.network.forward_intermediates(x, indices=order, stop_early=stop, output_fmt="NCHW")  # type: ignore[operator]
-        return last, {tap: features[order.index(index)] for tap, index in indices.items()}
+        seen.update({tap: features[order.index(index)] for tap, index in indices.items()})
+        return last
 
     @contextmanager
     def _hooks(self, paths: Sequence[str], stop: bool) -> Iterator[dict[str, Tensor]]:

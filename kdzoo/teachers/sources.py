@@ -105,7 +105,7 @@ def load(given: list[Teacher], spec: dict[str, Any]) -> tuple[FrozenTeacher, dic
             digest.update(
                 tensor.detach().cpu().contiguous().view(torch.uint8).numpy() if tensor.dim() else repr(tensor).encode()
             )
-    summary = {
+    summary: dict[str, Any] = {
         "source": " + ".join(teacher.source for teacher in given),
         "hash": digest.hexdigest()[:8],
         "parameters": sum(parameter.numel() for network in networks for parameter in network.parameters()),
