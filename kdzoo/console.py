@@ -32,7 +32,7 @@ def quieten() -> None:
         ".*does not have many workers.*",
         ".*number of training batches.*",
         ".*instantiate_classes.*",
-        ".*litlogger.*",
+        ".*litlogger.*", ".*LeafSpec.*",
         ".*Checkpoint directory .* exists and is not empty.*",
     )
     for pattern in patterns:

@@ -114,6 +114,8 @@ class ImageFileData(ImageData):
             std=std,
             **options,
         )
+        if image_size < 1:
+            raise UserError(f"{type(self).__name__}: image_size={image_size} is too small, use 1 or more.")
         if not 0 < scale[0] <= scale[1] <= 1:
             raise UserError(f"{type(self).__name__}: scale={scale} must be two rising parts of 1, like (0.08, 1.0).")
         self.root, self.classes, self.corrupt, self.scale = root, classes, corrupt, scale

@@ -9,6 +9,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 import kdzoo.students.cifar_resnet
@@ -35,7 +36,11 @@ def build(name: str, spec: dict[str, Any], weights: str | None = None) -> ImageN
     """
     if not timm.is_model(name):
         raise UserError(f"no network named '{name}'.{near(name, timm.list_models())} All: timm.list_models().")
-    config = timm.get_pretrained_cfg(name).to_dict()
+    try:
+        config = (timm.get_pretrained_cfg(name) or PretrainedCfg()).to_dict()
+    except RuntimeError as error:  # the part after the dot
+        tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+        raise UserError(f"timm has no weights named '{name}'.{near(name, tags)}") from error
     options: dict[str, Any] = {"in_chans": spec["channels"]}
     if config.get("fixed_input_size"):  # timm's mark of a constructor that takes img_size
         options["img_size"] = tuple(spec["image_size"])

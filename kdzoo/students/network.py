@@ -62,7 +62,7 @@ class ImageNetwork(nn.Module):
             if len(paths) == len(taps):
                 logits = self(image)
             else:
-                seen["features"] = self._body(image, indices, seen, stop=False)
+                self._body(image, indices, seen, stop=False)
                 logits = self.forward_head(seen["features"])
                 if "pre_logits" in taps:
                     seen["pre_logits"] = self.forward_head(seen["features"], pre_logits=True)
@@ -79,7 +79,7 @@ class ImageNetwork(nn.Module):
             if len(paths) == len(taps):
                 self(image)
             else:
-                seen["features"] = self._body(image, indices, seen, stop=indices.keys() == set(taps))
+                self._body(image, indices, seen, stop=indices.keys() == set(taps))
                 if "pre_logits" in taps:
                     seen["pre_logits"] = self.forward_head(seen["features"], pre_logits=True)
                 if not all(path in seen for path in paths):
@@ -124,15 +124,19 @@ class ImageNetwork(nn.Module):
             indices = {tap: index % count for tap, index in indices.items()}
         return paths, indices
 
-    def _body(self, image: Tensor, indices: dict[str, int], seen: dict[str, Tensor], stop: bool) -> Tensor:
-        """The features before the head (of the deepest index with `stop`); the integer taps go into `seen`."""
+    def _body(self, image: Tensor, indices: dict[str, int], seen: dict[str, Tensor], stop: bool) -> None:
+        """Put the integer taps into `seen`, and "features"; with `stop` the integer taps alone, no deeper than needed."""
         x = self._normalise(image)
         if not indices:
-            return self.network.forward_features(x)  # type: ignore[operator]
+            seen["features"] = self.network.forward_features(x)  # type: ignore[operator]
+            return
         order = sorted(set(indices.values()))  # timm answers in the order of depth, whatever the order asked
-        last, features = self.network.forward_intermediates(x, indices=order, stop_early=stop, output_fmt="NCHW")  # type: ignore[operator]
-        seen.update({tap: features[order.index(index)] for tap, index in indices.items()})
-        return last
+        found = self.network.forward_intermediates(  # type: ignore[operator]
+            x, indices=order, stop_early=stop, intermediates_only=stop, output_fmt="NCHW"
+        )
+        if not stop:
+            seen["features"], found = found
+        seen.update({tap: found[order.index(index)] for tap, index in indices.items()})
 
     @contextmanager
     def _hooks(self, paths: Sequence[str], stop: bool) -> Iterator[dict[str, Tensor]]:

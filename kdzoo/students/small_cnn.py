@@ -76,7 +76,7 @@ class SmallCNN(StagedNetwork):
         for number, (before, width, depth) in enumerate(zip(widths, widths[1:], depths), start=1):
             first = block(before, width, stride=1 if number == 1 else 2)
             stages[f"stage{number}"] = nn.Sequential(first, *(block(width, width, stride=1) for _ in range(depth - 1)))
-        self.add_stages_and_head(stages, "conv", widths, num_classes, global_pool)
+        self.add_stages_and_head(stages, "conv", widths, num_classes, global_pool, stem_stride=2)
 
     def stem(self, x: Tensor) -> Tensor:
         """[B, in_chans, H, W] to [B, widths[0], H / 2, W / 2]."""

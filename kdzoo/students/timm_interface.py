@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from timm.layers import create_classifier
+from timm.layers import SelectAdaptivePool2d, create_classifier
 from timm.models import build_model_with_cfg
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -15,8 +15,17 @@ class StagedNetwork(nn.Module):
     A subclass registers its stem's modules, calls `add_stages_and_head`, and overrides `stem` and perhaps `finish`.
     """
 
+    global_pool: SelectAdaptivePool2d
+    fc: nn.Module
+
     def add_stages_and_head(
-        self, stages: dict[str, nn.Module], stem: str, widths: Sequence[int], num_classes: int, global_pool: str
+        self,
+        stages: dict[str, nn.Module],
+        stem: str,
+        widths: Sequence[int],
+        num_classes: int,
+        global_pool: str,
+        stem_stride: int = 1,
     ) -> None:
         """Register the stages and the head.
 
@@ -26,12 +35,13 @@ class StagedNetwork(nn.Module):
             widths: channels after the stem and after each stage.
             num_classes: 0 for no head.
             global_pool: a pool type of timm ("avg", "max", "" for none).
+            stem_stride: how many times smaller the stem makes height and width.
         """
         self.stages = tuple(stages)
         for name, stage in stages.items():
             self.add_module(name, stage)
         self.feature_info = [
-            {"num_chs": width, "reduction": 2 ** max(0, index - 1), "module": name}
+            {"num_chs": width, "reduction": stem_stride * 2 ** max(0, index - 1), "module": name}
             for index, (name, width) in enumerate(zip((stem, *stages), widths))
         ]
         self.num_features = self.head_hidden_size = widths[-1]
@@ -98,11 +108,13 @@ class StagedNetwork(nn.Module):
         take, deepest = feature_take_indices(len(self.stages) + 1, indices)
         x = self.stem(x)
         intermediates = [x] if 0 in take else []
+        last = x
         for index, stage in enumerate(self.stages[:deepest] if stop_early else self.stages, start=1):
             x = getattr(self, stage)(x)
+            last = self.finish(x) if index == len(self.stages) else x
             if index in take:
-                intermediates.append(self.finish(x) if norm and index == len(self.stages) else x)
-        return intermediates if intermediates_only else (self.finish(x), intermediates)
+                intermediates.append(last if norm else x)
+        return intermediates if intermediates_only else (last, intermediates)
 
 
 def initialise(network: nn.Module) -> None:
@@ -128,7 +140,6 @@ def record(input_size: tuple[int, int, int], first_conv: str) -> dict[str, Any]:
 
 def create(cls: type[StagedNetwork], name: str, pretrained: bool, options: dict[str, Any], **shape: Any) -> nn.Module:
     """Build `cls` the way timm builds its own; `options` are the caller's, `shape` the architecture's."""
-    stages = len(shape["depths"])
-    return build_model_with_cfg(
-        cls, name, pretrained, feature_cfg={"out_indices": tuple(range(stages + 1))}, **(shape | options)
-    )
+    indices = tuple(range(len(shape["depths"]) + 1))
+    features = {"out_indices": indices, "feature_cls": "getter"}  # by forward_intermediates
+    return build_model_with_cfg(cls, name, pretrained, feature_cfg=features, **(shape | options))

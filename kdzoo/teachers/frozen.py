@@ -45,7 +45,7 @@ class FrozenTeacher(nn.Module):
         }
 
     @property
-    def networks(self) -> tuple[nn.Module, ...]:
+    def networks(self) -> tuple[Any, ...]:
         """The networks, for a look at them."""
         return self._networks
 
