@@ -62,6 +62,8 @@ class KdzooCLI(LightningCLI):
                 callbacks.append(
                     ModelCheckpoint(self.run_dir / "checkpoints", filename="last", enable_version_counter=False)
                 )
+        else:
+            kwargs["enable_checkpointing"] = False
         if self.subcommand == "predict":
             callbacks.append(PredictionFile(self.run_dir / "predictions.csv"))
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)

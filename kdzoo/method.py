@@ -92,6 +92,8 @@ class Method(LightningModule):
 
     def configure_model(self) -> None:
         """Build the networks for the Trainer's data (Lightning's hook, called before every fit, validate, test ...)."""
+        if self._trainer is None:  # loaded without one: `on_load_checkpoint` builds
+            return
         spec = getattr(getattr(self.trainer, "datamodule", None), "spec", None)
         if spec is None:
             raise UserError(

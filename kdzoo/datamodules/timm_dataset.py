@@ -108,7 +108,8 @@ class TimmDataset(ImageFileData):
             dataset = create_dataset(self.dataset, root=self.root, split=split, download=False)
         except Exception as error:  # timm and torchvision raise anything from AssertionError to RuntimeError
             raise UserError(f"timm cannot open {self.dataset!r} ({split}) in {self.root}: {error}") from error
-        if not self.dataset and Path(dataset.reader.root) == Path(self.root):
+        folders = self.dataset.lower() in ("", "torch/folder", "torch/image_folder")
+        if folders and Path(getattr(dataset, "reader", dataset).root) == Path(self.root):
             # timm would take the whole tree for each of the parts
             raise UserError(f"{self.root} has no folder for the part {split!r}: add it or give its name.")
         return dataset

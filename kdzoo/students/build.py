@@ -154,7 +154,8 @@ def _saved_config(path: Path) -> dict[str, Any]:
     try:
         saved = json.loads(path.read_text())["pretrained_cfg"]
         config = {key: saved[key] for key in ("input_size", "mean", "std") if key in saved}
-        if not all(0 <= number < 1e6 for values in config.values() for number in values):
+        numbers = [number for values in config.values() for number in values]
+        if 0 in config.get("std", []) or not all(0 <= number < 1e6 for number in numbers):
             raise ValueError("numbers out of range")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} beside the weights is not timm's config ({error}): mend or move it.") from error

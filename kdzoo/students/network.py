@@ -125,7 +125,7 @@ class ImageNetwork(nn.Module):
         return paths, indices
 
     def _body(self, image: Tensor, indices: dict[str, int], seen: dict[str, Tensor], stop: bool) -> None:
-        """Put the integer taps into `seen`, and "features"; with `stop` the integer taps alone, no deeper than needed."""
+        """Put the integer taps into `seen`, and "features"; with `stop` integer taps alone, no deeper than needed."""
         x = self._normalise(image)
         if not indices:
             seen["features"] = self.network.forward_features(x)  # type: ignore[operator]

@@ -1,7 +1,6 @@
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import nn
 
 from kdzoo.datamodules.augment import flip_and_shift
@@ -69,6 +68,16 @@ class Recorder(LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class SaveEachStep(Callback):
+    """Saves where ModelCheckpoint does."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
 
 
 def trainer(**options):
@@ -202,16 +211,12 @@ def test_resumed_run_sees_the_same_batches(tmp_path, steps, workers):
     """Seven batches per epoch; 7 and 14 are the last ones of an epoch."""
     seed_everything(3, verbose=False)
     undisturbed, data = Recorder(), Toy()
-    keep = {"every_n_train_steps": 1, "save_top_k": -1}
-    trainer(max_epochs=3, enable_checkpointing=True, callbacks=[ModelCheckpoint(tmp_path / "a", "{step}", **keep)]).fit(
-        undisturbed, datamodule=data
-    )
+    trainer(max_epochs=3, callbacks=[SaveEachStep(tmp_path)]).fit(undisturbed, datamodule=data)
     assert len(undisturbed.seen) == 21
     data = Toy(num_workers=workers)
     resumed = Recorder(data)
-    trainer(max_epochs=3, enable_checkpointing=True, callbacks=[ModelCheckpoint(tmp_path / "b", "{step}", **keep)]).fit(
-        resumed, datamodule=data, ckpt_path=tmp_path / "a" / f"step={steps}.ckpt", weights_only=True
-    )
+    path = tmp_path / f"{steps}.ckpt"
+    trainer(max_epochs=3).fit(resumed, datamodule=data, ckpt_path=path, weights_only=True)
     assert resumed.seen == undisturbed.seen[steps:]
 
 

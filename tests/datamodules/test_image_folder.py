@@ -134,9 +134,9 @@ def test_spec_without_the_disk():
 def test_corrupt_file_is_named(split, workers):
     truncate(split / "train" / "red" / "0.png")
     data = folder(split, num_workers=workers)
-    with pytest.raises(UserError, match=r"^\S*train/red/0.png cannot be decoded \(.*\): repair .* corrupt=skip.$"):
-        for batch in data.train_dataloader():
-            data.prepare(batch, augment=True)
+    message = r"^\S*train/red/0\.png cannot be decoded \(.*\): repair .* corrupt=skip\.$"
+    with pytest.raises(UserError, match=message):
+        [data.prepare(batch, augment=True) for batch in data.train_dataloader()]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

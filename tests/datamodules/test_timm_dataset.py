@@ -38,9 +38,10 @@ def test_folders_with_timms_synonyms(root):
 
 def test_corrupt_image_is_reported_and_not_replaced(root):
     (root / "val" / "a" / "1.png").write_text("no image")
-    with pytest.raises(UserError, match="val/a/1.png cannot be decoded"):
-        data = timm_data(root)
-        data.prepare(next(iter(data.test_dataloader())), augment=False)
+    data = timm_data(root)
+    batch = next(iter(data.test_dataloader()))
+    with pytest.raises(UserError, match=r"val/a/1\.png cannot be decoded"):
+        data.prepare(batch, augment=False)
     data = timm_data(root, corrupt="skip")
     assert data.prepare(next(iter(data.test_dataloader())), augment=False)["label"].tolist() == [0, 1, 1]
     with pytest.warns(UserWarning, match="1 images cannot be decoded"):
@@ -55,8 +56,9 @@ def test_set_of_torchvision_through_timm(root):
 
 
 def test_missing_parts_and_other_sources(root, tmp_path):
-    with pytest.raises(UserError, match="no folder for the part 'nothing'"):
-        timm_data(root, test_split="nothing").setup()
+    for name in "", "torch/image_folder":
+        with pytest.raises(UserError, match="no folder for the part 'nothing'"):
+            timm_data(root, name=name, test_split="nothing").setup()
     with pytest.raises(UserError, match="local folders only, not 'hfds/cifar10'"):
         timm_data(root, name="hfds/cifar10")
     with pytest.raises(UserError, match="is no folder"):

@@ -64,7 +64,7 @@ def test_cifar(cifar):
 def test_altered_pickle_is_not_opened(cifar, tmp_path, name):
     fired = tmp_path / "fired"
     (cifar / name).write_bytes(pickle.dumps(Bomb(fired)))
-    with pytest.raises(UserError, match="CIFAR10 is missing or damaged in .*cifar-10-batches-py"):
+    with pytest.raises(UserError, match=r"CIFAR10 is missing or damaged in .*cifar-10-batches-py"):
         TorchvisionDataset("CIFAR10", root=str(tmp_path)).setup()
     assert not fired.exists()
     pickle.loads((cifar / name).read_bytes())  # the bomb does work
@@ -83,7 +83,7 @@ def test_spec_needs_no_files_and_missing_ones_are_named(name, tmp_path):
 
 
 def test_unknown_name():
-    with pytest.raises(UserError, match="'CIFAR11'. Near: CIFAR10"):
+    with pytest.raises(UserError, match=r"'CIFAR11'\. Near: CIFAR10"):
         TorchvisionDataset("CIFAR11")
 
 
