@@ -32,7 +32,9 @@ def quieten() -> None:
         ".*does not have many workers.*",
         ".*number of training batches.*",
         ".*instantiate_classes.*",
-        ".*litlogger.*", ".*LeafSpec.*",
+        ".*litlogger.*",
+        ".*LeafSpec.*",
+        ".*callbacks used to create the checkpoint.*",
         ".*Checkpoint directory .* exists and is not empty.*",
     )
     for pattern in patterns:

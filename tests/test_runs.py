@@ -150,7 +150,14 @@ def test_a_recipe_is_trained_once(tmp_path, monkeypatch, capsys):
 
 
 def test_wandb_offline(run, tmp_path):
-    logger = ["--trainer.logger", "WandbLogger", "--trainer.logger.offline", "true", "--trainer.logger.project", "kdzoo"]
+    logger = [
+        "--trainer.logger",
+        "WandbLogger",
+        "--trainer.logger.offline",
+        "true",
+        "--trainer.logger.project",
+        "kdzoo",
+    ]
     folder = fit(*STUDENT, *FEW, *logger, run_dir=tmp_path / "run")
     offline = list((folder / "wandb").glob("offline-run-*"))
     assert offline
@@ -181,7 +188,7 @@ def test_a_typo_in_an_argument(capsys, tmp_path):
     (tmp_path / "typo.yaml").write_text(yaml.safe_dump(config))
     assert "Near: labelled" in says(capsys, "fit", "--config", str(tmp_path / "typo.yaml"), code=2)
     assert "student" in says(capsys, "fit", "--model", "supervised", "--data", "fashion_mnist", code=2)
-    assert "--trainer.max_epoch" in says(capsys, "fit", "--config", "kd_tiny", "--trainer.max_epoch", "3", code=2)
+    assert "--trainer.max_epocs" in says(capsys, "fit", "--config", "kd_tiny", "--trainer.max_epocs", "3", code=2)
 
 
 @pytest.mark.parametrize(

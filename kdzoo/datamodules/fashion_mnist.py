@@ -2,13 +2,11 @@
 
 import gzip
 import importlib.resources
-import math
-import os
+import zlib
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 from kdzoo.datamodules.image_data import ImageData, Samples
 from kdzoo.errors import UserError
@@ -40,16 +38,16 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         uint8 array with so many dimensions.
 
     Raises:
-        UserError: the file is no such array, or is cut short.
+        UserError: the file is no such array, is cut short or altered.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            header = np.frombuffer(file.read(4 + 4 * dimensions), dtype=">u4")
-            if header[0] != 0x0800 + dimensions:  # 8: unsigned bytes
-                raise ValueError(f"no idx header for {dimensions} dimensions of bytes")
-            shape = [int(size) for size in header[1:]]
-            return np.frombuffer(file.read(math.prod(shape)), np.uint8).reshape(shape)
-    except (OSError, EOFError, ValueError, IndexError) as error:
+            content = file.read()  # to the end, where gzip's checksum is
+        header = np.frombuffer(content, ">u4", count=1 + dimensions)
+        if header[0] != 0x0800 + dimensions:  # 8: unsigned bytes
+            raise ValueError(f"no idx header for {dimensions} dimensions of bytes")
+        return np.frombuffer(content, np.uint8, offset=header.nbytes).reshape([int(size) for size in header[1:]])
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{path} is no intact idx file ({error}), replace it with the original.") from error
 
 
@@ -133,20 +131,14 @@ class FashionMNIST(ImageData):
         )
         if source == "path" and root is None:
             raise UserError("FashionMNIST: source=path needs root, the folder of the idx files.")
-        self.source, self.root = source, root
+        self.source = source
+        self.folder = SYSTEM if source == "system" else Path(root or "")
 
     def load(self) -> tuple[Samples, Samples]:
         """Read the four arrays and check that they are what they should be."""
-        folder = SYSTEM if self.source == "system" else Path(self.root or os.curdir)
-        arrays = read_embedded() if self.source == "embedded" else read_folder(folder)
-        return self._part(arrays, "train"), self._part(arrays, "test")
-
-    def _part(self, arrays: dict[str, np.ndarray], part: str) -> Samples:
-        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
-        if images.shape != (len(labels), 28, 28) or (labels >= len(CLASS_NAMES)).any():
-            raise UserError(
-                f"The {part} part in {self.root} is not Fashion-MNIST: images {images.shape}, {len(labels)} labels up "
-                f"to {labels.max(initial=0)}; give the folder of its idx files."
-            )
-        pixels = torch.from_numpy(np.array(images[:, None], order="C"))  # [N, 1, 28, 28]
-        return Samples(pixels, torch.from_numpy(labels.astype(np.int64)))
+        arrays = read_embedded() if self.source == "embedded" else read_folder(self.folder)
+        train, test = (
+            self.in_memory(arrays[f"{part}_images"][:, None], arrays[f"{part}_labels"], self.folder)
+            for part in ("train", "test")
+        )
+        return train, test

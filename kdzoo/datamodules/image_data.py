@@ -49,7 +49,7 @@ class Samples(Dataset[Batch]):
         rows, views = torch.tensor(pairs).unbind(1)
         return {"image": self.images[rows], "label": self.labels[rows], "index": rows + self.first, "view": views}
 
-    def describe(self, digest: Any) -> None:
+    def feed(self, digest: Any) -> None:
         """Feed all that makes this part into a hashlib `digest`."""
         digest.update(self.images.numpy())
         digest.update(self.labels.numpy())
@@ -203,6 +203,36 @@ class ImageData(LightningDataModule):
                 f"{type(self).__name__}: {argument}={count} is more than the {available} training samples, use fewer."
             )
 
+    def in_memory(self, images: np.ndarray, labels: Sequence[int] | np.ndarray | Tensor, place: object) -> Samples:
+        """Make a part of arrays that were read from a file.
+
+        Args:
+            images: uint8 [N, C, H, W], strides as they come.
+            labels: N integers, 0 ... classes - 1.
+            place: where they come from, for the message.
+
+        Raises:
+            UserError: the arrays are not those of this data set.
+        """
+        numbers = np.asarray(labels, dtype=np.int64)
+        known = (numbers >= 0) & (numbers < len(self.class_names))
+        if images.shape != (len(numbers), self.channels, *self.image_size) or not known.all():
+            raise UserError(
+                f"The files in {place} are not those that {type(self).__name__} expects (images {images.shape}, "
+                f"{len(numbers)} labels): put the original ones there."
+            )
+        return Samples(torch.from_numpy(np.array(images, order="C")), torch.from_numpy(numbers))
+
+    def describe(self) -> str:
+        """Say in a few words what there is to train on."""
+        self.setup()
+        assert self.train_set is not None
+        unlabelled = int((self.train_set.labels < 0).sum())
+        labels = self.samples - unlabelled
+        if not unlabelled:
+            return f"{labels:,} images"
+        return f"{labels:,} labels + {unlabelled:,} unlabelled images"
+
     def loader(self, samples: Samples, order: EpochOrder, drop_last: bool = False) -> DataLoader[Batch]:
         """Batches of `samples` in `order`; they still need `prepare`."""
         return DataLoader(
@@ -290,7 +320,7 @@ class ImageData(LightningDataModule):
         for samples in self.train_set, self.validation_set, self.test_set:
             digest.update(f"part {samples and len(samples)}".encode())
             if samples is not None:
-                samples.describe(digest)
+                samples.feed(digest)
         return digest.hexdigest()
 
     def transform_fingerprint(self) -> str:

@@ -72,7 +72,7 @@ class ImageFiles(Samples):
             batch |= {"image": image, "label": self.labels[rows], "index": rows + self.first, "view": views}
         return batch
 
-    def describe(self, digest: Any) -> None:
+    def feed(self, digest: Any) -> None:
         """Feed names, sizes in bytes and labels into a hashlib `digest`: contents are too much to read."""
         for item in self.images:
             path = self.path(item)
@@ -124,7 +124,7 @@ class ImageFileData(ImageData):
     def files(
         self,
         items: np.ndarray,
-        labels: Sequence[int],
+        labels: Sequence[int] | torch.Tensor,
         open: Callable[[Any], Image.Image],
         name: Callable[[Any], str],
         root: str,
@@ -132,7 +132,7 @@ class ImageFileData(ImageData):
         """The part with these items, int or bytes [N], and labels [N]; see `ImageFiles`."""
         return ImageFiles(
             images=items,
-            labels=torch.tensor(labels, dtype=torch.int64),
+            labels=torch.as_tensor(labels, dtype=torch.int64),
             root=root,
             open=open,
             name=name,

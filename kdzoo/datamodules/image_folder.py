@@ -26,9 +26,12 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All image files below `folder`, sorted."""
+    """All image files below `folder`, sorted, hidden ones left out."""
     return sorted(
-        Path(top, name) for top, _, names in os.walk(folder) for name in names if name.lower().endswith(SUFFIXES)
+        Path(top, name)
+        for top, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
     )
 
 

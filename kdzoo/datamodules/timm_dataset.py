@@ -1,5 +1,6 @@
 """Data sets that timm can open from a local folder."""
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,19 @@ from kdzoo.datamodules.image_data import Samples
 from kdzoo.datamodules.image_files import IMAGENET_MEAN, IMAGENET_STD, ImageFileData
 from kdzoo.errors import UserError
 
+FOLDERS = ("", "torch/image_folder")
+# The others stream, download or give more than one label per image.
+SETS = (
+    *FOLDERS,
+    "torch/cifar10",
+    "torch/cifar100",
+    "torch/mnist",
+    "torch/kmnist",
+    "torch/fashion_mnist",
+    "torch/imagenet",
+    "torch/places365",
+)
+
 
 def open_sample(dataset: Any, position: int) -> Image.Image:
     """Open one sample of a timm or torchvision data set."""
@@ -21,16 +35,18 @@ def open_sample(dataset: Any, position: int) -> Image.Image:
 
 
 def name_sample(dataset: Any, position: int) -> str:
-    """Path of one sample below the split's folder, or its number."""
-    return dataset.filename(position) if hasattr(dataset, "filename") else str(position)
+    """Path of one sample below the part's folder, or its number."""
+    if hasattr(dataset, "filename"):
+        return dataset.filename(position)
+    return os.path.relpath(dataset.imgs[position][0], dataset.root) if hasattr(dataset, "imgs") else str(position)
 
 
 class TimmDataset(ImageFileData):
     """A data set of `timm.data.create_dataset` in a local folder, with random access and without download.
 
     Args:
-        name: timm's name: empty for folders of class folders (`root/train`, `root/validation` or their synonyms), or
-            `torch/imagenet`, `torch/places365`, `torch/cifar100` and the like.
+        name: timm's name, one of `SETS`: empty for folders of class folders (`root/train`, `root/validation` or their
+            synonyms), or `torch/imagenet`, `torch/places365`, `torch/cifar100` and the like.
         root: folder of the data.
         train_split: timm's name of the training part.
         test_split: timm's name of the test part.
@@ -85,9 +101,13 @@ class TimmDataset(ImageFileData):
             shift=0,
             views=views,
         )
-        # hfds, hfids, tfds and wds stream or download; a tar's index is a pickle
-        if name and not name.lower().startswith("torch/"):
-            raise UserError(f"TimmDataset reads local folders only, not {name!r}: use an empty name or torch/<name>.")
+        if name not in SETS:
+            raise UserError(
+                f"TimmDataset reads local folders only, not {name!r}: use an empty name or {', '.join(SETS[1:])}."
+            )
+        for split in train_split, test_split:
+            if ".tar" in split:  # timm keeps a tar's index as a pickle
+                raise UserError(f"TimmDataset reads folders, not the archive {split!r}: unpack it and give its folder.")
         if not Path(root).is_dir():
             raise UserError(f"{root} is no folder: give timm's data set {name!r} as root.")
         self.dataset, self.train_split, self.test_split = name, train_split, test_split
@@ -108,15 +128,15 @@ class TimmDataset(ImageFileData):
             dataset = create_dataset(self.dataset, root=self.root, split=split, download=False)
         except Exception as error:  # timm and torchvision raise anything from AssertionError to RuntimeError
             raise UserError(f"timm cannot open {self.dataset!r} ({split}) in {self.root}: {error}") from error
-        folders = self.dataset.lower() in ("", "torch/folder", "torch/image_folder")
-        if folders and Path(getattr(dataset, "reader", dataset).root) == Path(self.root):
+        if self.dataset in FOLDERS and Path(getattr(dataset, "reader", dataset).root) == Path(self.root):
             # timm would take the whole tree for each of the parts
             raise UserError(f"{self.root} has no folder for the part {split!r}: add it or give its name.")
         return dataset
 
     def _names(self, dataset: Any) -> list[str]:
-        classes = getattr(dataset, "reader", dataset).class_to_idx
-        return sorted(classes, key=classes.get)
+        numbers = getattr(dataset, "reader", dataset).class_to_idx
+        names = {number: name for name, number in reversed(numbers.items())}  # ImageNet has synonyms: the first counts
+        return [names[number] for number in sorted(names)]
 
     def _part(self, dataset: Any) -> Samples:
         reader = getattr(dataset, "reader", None)
@@ -126,5 +146,5 @@ class TimmDataset(ImageFileData):
             labels,
             open=partial(open_sample, dataset),
             name=partial(name_sample, dataset),
-            root=self.root if reader is None else str(reader.root),
+            root=str(dataset.root if reader is None else reader.root),
         )

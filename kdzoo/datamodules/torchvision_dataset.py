@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import torchvision
 
 from kdzoo.datamodules.fashion_mnist import CLASS_NAMES as CLOTHING
@@ -128,10 +127,10 @@ class TorchvisionDataset(ImageData):
         return self._read(train=True), self._read(train=False)
 
     def _read(self, **part: Any) -> Samples:
+        folder = Path(self.root, KNOWN[self.dataset].folder)
         try:
             dataset = getattr(torchvision.datasets, self.dataset)(root=self.root, download=False, **part)
         except Exception as error:  # torchvision has no class of its own for missing, altered or damaged files
-            folder = Path(self.root, KNOWN[self.dataset].folder)
             raise UserError(
                 f"{self.dataset} is missing or damaged in {folder}: put the original files there, as torchvision lays "
                 "them out; kdzoo does not download."
@@ -142,4 +141,4 @@ class TorchvisionDataset(ImageData):
         elif pixels.shape[-1] == 3:
             pixels = pixels.transpose(0, 3, 1, 2)
         labels = dataset.labels if self.dataset == "SVHN" else dataset.targets
-        return Samples(torch.from_numpy(np.array(pixels, order="C")), torch.as_tensor(labels, dtype=torch.int64))
+        return self.in_memory(pixels, labels, folder)

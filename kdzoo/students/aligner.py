@@ -39,8 +39,7 @@ class Aligner(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """Map the student's feature [B, ...] to the teacher's shape."""
         if self.size and tuple(feature.shape[2:]) != self.size:
-            if feature.shape[2] > self.size[0]:
-                feature = adaptive_avg_pool2d(feature, self.size)
-            else:
-                feature = interpolate(feature, self.size, mode="bilinear", align_corners=False)
+            height, width = feature.shape[2:]
+            feature = adaptive_avg_pool2d(feature, (min(height, self.size[0]), min(width, self.size[1])))
+            feature = interpolate(feature, self.size, mode="bilinear", align_corners=False)
         return self.map(feature)

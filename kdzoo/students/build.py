@@ -47,7 +47,7 @@ def build(name: str, spec: dict[str, Any], weights: str | None = None) -> ImageN
 
     if weights is None:
         network = _create(name, spec, num_classes=spec["classes"], **options)
-        return ImageNetwork(name, network, spec["mean"], spec["std"])
+        return _tried(ImageNetwork(name, network, spec["mean"], spec["std"]), spec)
     if weights == "pretrained":
         network = _create(name, spec, num_classes=spec["classes"], pretrained=True, **options)
         found = config["num_classes"]
@@ -62,7 +62,7 @@ def build(name: str, spec: dict[str, Any], weights: str | None = None) -> ImageN
     if found != spec["classes"]:
         log.info("%s: the head of %d classes is replaced by a new one of %d.", name, found, spec["classes"])
     mean, std = (_per_channel(config.get(key) or spec[key], spec["channels"]) for key in ("mean", "std"))
-    return ImageNetwork(name, network, mean, std)
+    return _tried(ImageNetwork(name, network, mean, std), spec)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -85,8 +85,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except UserError:
         raise
     except Exception as error:  # a damaged or hostile file can fail in any way
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"{path} cannot be read as weights ({reason[:160]}): save the state dict again.") from error
+        raise UserError(f"{path} cannot be read as weights ({_reason(error)}): save the state dict again.") from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -100,11 +99,31 @@ def _create(name: str, spec: dict[str, Any], **options: Any) -> nn.Module:
     try:
         return timm.create_model(name, **options)
     except Exception as error:  # assertions, type errors, network errors: timm has no class of its own
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         if options.get("pretrained"):
-            raise UserError(f"no pretrained weights for '{name}' ({reason}): give the path of a file.") from error
-        height, width = spec["image_size"]
-        raise UserError(f"'{name}' cannot be built for images of {height} x {width} ({reason}).") from error
+            raise UserError(
+                f"no pretrained weights for '{name}' ({_reason(error)}): give the path of a file."
+            ) from error
+        raise _misfit(name, spec, error) from error
+
+
+def _tried(network: ImageNetwork, spec: dict[str, Any]) -> ImageNetwork:
+    """The network, after a pass over images of the spec's size: some find out only then that they do not fit."""
+    try:
+        network.tap_shapes(spec, [])
+    except Exception as error:  # assertions, errors of shapes
+        raise _misfit(network.architecture, spec, error) from error
+    return network
+
+
+def _misfit(name: str, spec: dict[str, Any], error: Exception) -> UserError:
+    height, width = spec["image_size"]
+    return UserError(
+        f"'{name}' does not work on images of {height} x {width} ({_reason(error)}): take another network."
+    )
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:160] or type(error).__name__
 
 
 def _create_from(
@@ -123,7 +142,7 @@ def _create_from(
     try:
         network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=source, **options)
     except Exception as error:  # timm's adaptation of a foreign file can fail in any way
-        what = _difference(state, _create(name, spec, **options)) or str(error).partition("\n")[0]
+        what = _difference(state, _create(name, spec, **options)) or _reason(error)
         raise UserError(f"{path} does not fit '{name}': {what}. Name the architecture it was saved from.") from error
     del network.pretrained_cfg["state_dict"]  # type: ignore[operator,union-attr]
     return network

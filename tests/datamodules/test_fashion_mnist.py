@@ -97,14 +97,26 @@ def test_damaged_files(tmp_path):
         with pytest.raises(UserError, match="train-images-idx3-ubyte is no intact idx file"):
             FashionMNIST(source="path", root=str(folder)).setup()
     images.unlink()
-    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(good[images])[:-100])
-    with pytest.raises(UserError, match="is no intact idx file"):
+    packed = gzip.compress(good[images])
+    altered = bytearray(good[images])
+    altered[500] ^= 1  # one pixel of an archive that still tells the checksum of the original
+    swapped = gzip.compress(bytes(altered))[:-8] + packed[-8:]
+    for content in (packed[:-100], packed[:1000] + bytes(1000) + packed[2000:], swapped, b"no gzip"):
+        (folder / "train-images-idx3-ubyte.gz").write_bytes(content)
+        with pytest.raises(UserError, match="is no intact idx file"):
+            FashionMNIST(source="path", root=str(folder)).setup()
+
+
+def test_header_of_a_giant_reserves_no_memory(tmp_path):
+    folder = write_idx(tmp_path, compress=False)
+    (folder / "t10k-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x0803, 2**32 - 1, 2**32 - 1, 2**32 - 1))
+    with pytest.raises(UserError, match="t10k-images-idx3-ubyte is no intact idx file"):
         FashionMNIST(source="path", root=str(folder)).setup()
 
 
 @pytest.mark.parametrize("wrong", [{"side": 32}, {"classes": 12}])
 def test_other_data_in_the_same_format(tmp_path, wrong):
-    with pytest.raises(UserError, match="not Fashion-MNIST"):
+    with pytest.raises(UserError, match="not those that FashionMNIST expects"):
         FashionMNIST(source="path", root=str(write_idx(tmp_path, **wrong))).setup()
 
 

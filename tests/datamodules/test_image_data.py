@@ -117,6 +117,7 @@ def test_validation_and_labels_are_disjoint_and_stratified():
     assert train["label"][train["label"] >= 0].bincount().tolist() == [20, 5, 5]
     loaders = data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
     numbers = [collect(loader)["index"] for loader in loaders]
+    assert torch.cat(numbers).sort().values.tolist() == list(range(130))
     assert numbers[0].max() == data.spec["keys"]["index"]["high"] - 1 == 95
 
 
@@ -156,11 +157,30 @@ def test_transform_fingerprint():
         ({"validation": -1}, "validation=-1 is too small"),
         ({"batch_size": 0}, "batch_size=0 is too small"),
         ({"views": 0}, "views=0 is too small"),
+        ({"shift": -1}, "shift=-1 is too small"),
+        ({"num_workers": -1}, "num_workers=-1 is too small"),
     ],
 )
 def test_impossible_arguments(options, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         Toy(**options).setup()
+    assert str(error.value).startswith("Toy: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "1,200 images"),
+        ({"validation": 100}, "1,100 images"),
+        ({"labelled": 1200}, "1,200 images"),
+        ({"labelled": 30, "validation": 60}, "30 labels + 1,110 unlabelled images"),
+        ({"labelled": 0}, "0 labels + 1,200 unlabelled images"),
+        ({"labelled": 30, "unlabelled": "drop"}, "30 images"),
+    ],
+)
+def test_describe(options, words):
+    assert Toy(train=1200, **options).describe() == words
 
 
 def test_last_batch_is_dropped_only_when_there_is_another():
@@ -218,6 +238,39 @@ def test_resumed_run_sees_the_same_batches(tmp_path, steps, workers):
     path = tmp_path / f"{steps}.ckpt"
     trainer(max_epochs=3).fit(resumed, datamodule=data, ckpt_path=path, weights_only=True)
     assert resumed.seen == undisturbed.seen[steps:]
+
+
+@pytest.mark.parametrize(("steps", "batches"), [(2, 4), (4, 7), (5, 9)])
+def test_resumed_run_with_accumulated_gradients(tmp_path, steps, batches):
+    """Two batches per step, but the epoch's seventh is alone."""
+    seed_everything(3, verbose=False)
+    undisturbed, options = Recorder(), {"max_epochs": 3, "accumulate_grad_batches": 2}
+    # SaveEachStep overwrites: a step's file is of the last batch before the next step
+    trainer(**options, callbacks=[SaveEachStep(tmp_path)]).fit(undisturbed, datamodule=Toy())
+    data = Toy()
+    resumed = Recorder(data)
+    path = tmp_path / f"{steps}.ckpt"
+    trainer(**options).fit(resumed, datamodule=data, ckpt_path=path, weights_only=True)
+    print(len(resumed.seen))
+    assert resumed.seen == undisturbed.seen[-len(resumed.seen):]
+
+
+def test_ranks_share_an_epoch_and_every_test_sample():
+    class Rank:
+        def __init__(self, rank):
+            self.global_rank, self.world_size = rank, 2
+
+    parts = []
+    for rank in range(2):
+        data = Toy(test=11, batch_size=4)
+        data.trainer = Rank(rank)
+        parts.append(
+            [collect(loader)["index"].tolist() for loader in (data.train_dataloader(), data.test_dataloader())]
+        )
+    (train, test), (other_train, other_test) = parts
+    assert len(train) == len(other_train) == 28  # of 31 each, whole batches
+    assert not set(train) & set(other_train)
+    assert sorted(test + other_test) == list(range(62, 73))
 
 
 def test_run_is_prolonged_from_an_epochs_end(tmp_path):

@@ -47,6 +47,7 @@ def test_parts_labels_and_pixels(split):
     data = folder(split)
     data.setup()
     assert (len(data.train_set), len(data.test_set)) == (18, 6)
+    assert data.describe() == "18 images"
     assert data.spec["class_names"] == ["blue", "green", "red"]
     assert data.spec["keys"]["image"]["shape"] == [3, 16, 16]
     train, test = collect(data.train_dataloader()), collect(data.test_dataloader())
@@ -99,6 +100,14 @@ def test_tree_without_parts_is_split(tmp_path):
     other = folder(tmp_path, test_fraction=0.3, split_seed=1)
     assert other.fingerprint() != data.fingerprint()
     assert folder(tmp_path, test_fraction=0.3, batch_size=1).fingerprint() == data.fingerprint()
+
+
+def test_hidden_files_and_folders_are_left_out(split):
+    before = folder(split).fingerprint()
+    (split / "train" / "red" / "._0.png").write_text("what macOS leaves behind")
+    (split / "train" / "red" / "notes.txt").write_text("no image")
+    (split / "train" / ".cache").mkdir()
+    assert folder(split).fingerprint() == before
 
 
 def test_validation_is_taken_from_the_training_part_and_not_augmented(split):

@@ -1,6 +1,7 @@
 import hashlib
 import os
 import pickle
+import socket
 import struct
 
 import numpy as np
@@ -71,8 +72,19 @@ def test_altered_pickle_is_not_opened(cifar, tmp_path, name):
     assert fired.exists()
 
 
+def test_old_cache_of_torchvision_is_not_unpickled(tmp_path):
+    processed, fired = tmp_path / "MNIST" / "processed", tmp_path / "fired"
+    processed.mkdir(parents=True)
+    for name in "training.pt", "test.pt":
+        torch.save((Bomb(fired), torch.zeros(1)), processed / name)
+    with pytest.raises(UserError, match="MNIST is missing or damaged"):
+        TorchvisionDataset("MNIST", root=str(tmp_path)).setup()
+    assert not fired.exists()
+
+
 @pytest.mark.parametrize("name", KNOWN)
-def test_spec_needs_no_files_and_missing_ones_are_named(name, tmp_path):
+def test_spec_needs_no_files_and_missing_ones_are_named(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "socket", None)  # nothing is ever downloaded
     data = TorchvisionDataset(name, root=str(tmp_path))
     spec, known = data.spec, KNOWN[name]
     assert spec["classes"] == len(set(known.class_names)) == (100 if name == "CIFAR100" else 10)
@@ -80,6 +92,7 @@ def test_spec_needs_no_files_and_missing_ones_are_named(name, tmp_path):
     with pytest.raises(UserError, match=f"{name} is missing .*does not download") as error:
         data.setup()
     assert str(tmp_path / known.folder) in str(error.value)
+    assert not any(tmp_path.iterdir())
 
 
 def test_unknown_name():
@@ -97,6 +110,9 @@ def test_grey_images(tmp_path):
     data = TorchvisionDataset("MNIST", root=str(tmp_path))
     data.setup()
     assert torch.equal(data.test_set.images[:, 0], torch.from_numpy(pixels))
+    (folder / "train-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x0801, 20) + bytes(range(20)))
+    with pytest.raises(UserError, match="MNIST/raw are not those that TorchvisionDataset expects"):
+        TorchvisionDataset("MNIST", root=str(tmp_path)).setup()
     (folder / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03")
     with pytest.raises(UserError, match="MNIST is missing or damaged"):
         TorchvisionDataset("MNIST", root=str(tmp_path)).setup()

@@ -129,7 +129,9 @@ def test_reliability():
 def test_predictions(channels):
     images = np.random.default_rng(0).random((30, channels, 8, 8))
     true, predicted = [0, 1, -1] * 10, [0, 0, 1] * 10
-    figure = figures.predictions_figure(images, true, predicted, [0.9] * 30, ["$cat", "an animal with a very long name"])
+    figure = figures.predictions_figure(
+        images, true, predicted, [0.9] * 30, ["$cat", "an animal with a very long name"]
+    )
     titles = [axes.get_title() for axes in figure.axes]
     assert len(titles) == 24
     assert titles[0].strip() == "✓ $cat 90 %"

@@ -4,7 +4,7 @@
 
 h_t is the teacher's pooled feature, W_t its frozen classifier, h_s the pooled output of a connector (1x1 convolution,
 normalisation, ReLU) on the student's last feature map.
-The authors' code puts a difference of channel statistics in the place of the feature-matching term; here it is the paper's.
+The authors' code puts a difference of channel statistics in the place of the feature-matching term; here it is in.
 Source: Yang et al., ICLR 2021 (openreview ZzwDy_wiWv), eq. 3 and 6.
 """
 
@@ -60,12 +60,18 @@ class SRRL(Classifier):
     def build(self, spec: dict[str, Any]) -> None:
         """Add the connector, between channels found by a dry run."""
         super().build(spec)
-        shapes = [network.tap_shapes(spec, ["features"])["features"] for network in (self.student, self.teacher.networks[0])]
+        shapes = [
+            network.tap_shapes(spec, ["features"])["features"] for network in (self.student, self.teacher.networks[0])
+        ]
         if any(len(shape) != 3 for shape in shapes):
-            raise UserError(f"srrl needs maps of features before the pooling, and these networks have {shapes}: use CNNs.")
+            raise UserError(
+                f"srrl needs maps of features before the pooling, and these networks have {shapes}: use CNNs."
+            )
         channels, teacher_channels = shapes[0][0], shapes[1][0]
         self.connector = nn.Sequential(
-            nn.Conv2d(channels, teacher_channels, kernel_size=1, bias=False), nn.BatchNorm2d(teacher_channels), nn.ReLU()
+            nn.Conv2d(channels, teacher_channels, kernel_size=1, bias=False),
+            nn.BatchNorm2d(teacher_channels),
+            nn.ReLU(),
         )
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
