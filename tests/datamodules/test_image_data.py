@@ -252,7 +252,7 @@ def test_resumed_run_with_accumulated_gradients(tmp_path, steps, batches):
     path = tmp_path / f"{steps}.ckpt"
     trainer(**options).fit(resumed, datamodule=data, ckpt_path=path, weights_only=True)
     print(len(resumed.seen))
-    assert resumed.seen == undisturbed.seen[-len(resumed.seen):]
+    assert resumed.seen == undisturbed.seen[-len(resumed.seen) :]
 
 
 def test_ranks_share_an_epoch_and_every_test_sample():

@@ -47,8 +47,11 @@ def assert_alike(ours: Tensor, theirs: Tensor, student: Tensor) -> None:
 def test_torchdistill(torchdistill):
     from torchdistill.losses.mid_level import KDLoss
 
-    outputs = dict(student_module_path="fc", student_module_io="output")
-    outputs |= dict(teacher_module_path="fc", teacher_module_io="output")
+    outputs = {
+        f"{who}_module_{what}": value
+        for who in ("student", "teacher")
+        for what, value in (("path", "fc"), ("io", "output"))
+    }
     for student, teacher, label, temperature in draws():
         # its alpha is the weight of the labels' term
         peer = KDLoss(**outputs, temperature=temperature, alpha=0.1, reduction="batchmean")
@@ -63,7 +66,7 @@ class Fixed(nn.Module):
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
         self.logits = logits
-        self.num_classes = logits.shape[1]
+        self.num_classes, self.in_chans = logits.shape[1], 3
         self.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 
     def forward(self, image: Tensor) -> Tensor:
