@@ -57,6 +57,7 @@ class CIFARResNet(StagedNetwork):
         global_pool: str = "avg",
     ) -> None:
         super().__init__()
+        self.in_chans = in_chans
         self.conv1 = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         stages: dict[str, nn.Module] = {}

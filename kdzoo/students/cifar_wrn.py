@@ -52,6 +52,7 @@ class CIFARWideResNet(StagedNetwork):
         global_pool: str = "avg",
     ) -> None:
         super().__init__()
+        self.in_chans = in_chans
         self.conv1 = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
         stages: dict[str, nn.Module] = {}
         for number, (before, width, depth) in enumerate(zip(widths, widths[1:], depths), start=1):

@@ -70,6 +70,7 @@ class SmallCNN(StagedNetwork):
         global_pool: str = "avg",
     ) -> None:
         super().__init__()
+        self.in_chans = in_chans
         block = ResidualBlock if residual else PlainBlock
         self.conv = conv_norm(in_chans, widths[0], stride=2)
         stages: dict[str, nn.Module] = {}

@@ -54,7 +54,7 @@ def test_timm_knows_it(name):
     assert network.num_classes == record.num_classes == 10
     modules = dict(network.named_modules())
     assert record.first_conv in modules
-    assert modules[record.first_conv].in_channels == record.input_size[0]
+    assert modules[record.first_conv].in_channels == network.in_chans == record.input_size[0]
     assert modules[record.classifier] is network.get_classifier()
 
 
