@@ -88,9 +88,15 @@ def export_image_network(
         if own:
             write_onnx(network, spec, work / "model.onnx")
         files = sorted(path.name for path in work.iterdir())
+        earlier = Path(scratch) / "earlier"
         if folder.exists():
-            folder.rename(Path(scratch) / "old")
-        work.rename(folder)
+            folder.rename(earlier)
+        try:
+            work.rename(folder)
+        except OSError:
+            if earlier.exists():
+                earlier.rename(folder)
+            raise
     return files
 
 
@@ -130,6 +136,9 @@ def load_image_network(folder: Path) -> tuple[ImageNetwork, dict[str, Any]]:
     """
     import kdzoo.students.build  # noqa: F401 - registers kdzoo's networks with timm
 
+    for name in ("config.json", "preprocessing.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"'{folder}' is no export of kdzoo: {name} is missing.")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         preprocessing = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
@@ -139,8 +148,6 @@ def load_image_network(folder: Path) -> tuple[ImageNetwork, dict[str, Any]]:
         )
         network.load_state_dict(load_file(folder / "model.safetensors"))
         return ImageNetwork(config["architecture"], network, preprocessing["mean"], preprocessing["std"]), config
-    except FileNotFoundError as error:
-        raise UserError(f"'{folder}' is no export of kdzoo: {Path(error.filename).name} is missing.") from error
     except Exception as error:  # a damaged file can fail in any way
         reason = str(error).strip().partition("\n")[0][:160] or type(error).__name__
         raise UserError(f"The export '{folder}' is damaged ({reason}): export the run again, or train it.") from error

@@ -79,7 +79,6 @@ def readme_code(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("name", "spec"),
     [
-        ("resnet18", COLOUR),
         ("resnet18.a1_in1k", GREY),
         ("vit_tiny_patch16_224", COLOUR | {"image_size": [32, 48], "classes": 3}),
     ],
@@ -99,7 +98,7 @@ def test_timm_loads_it_without_kdzoo(tmp_path, name, spec):
     again, config = load_image_network(folder)
     assert torch.equal(again.eval()(image), network(image))
     assert config["kdzoo"]["spec"] == spec
-    assert again.architecture == name
+    assert again.architecture == name.partition(".")[0]
 
 
 def test_files(small, original):
@@ -129,7 +128,7 @@ def test_onnx(small, original, batch):
     torch.testing.assert_close(torch.from_numpy(logits), small(image), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["cifar_resnet8", "cifar_wrn_16_1", "cnn_168k"])
+@pytest.mark.parametrize("name", ["cifar_resnet8", "cifar_wrn_16_1"])
 @torch.no_grad()
 def test_onnx_of_the_others(tmp_path, name):
     network = trained(name, COLOUR)
@@ -154,21 +153,16 @@ def test_loads_again(small, original):
     assert torch.equal(weights(image), small(image))  # with the normalisation beside the weights
 
 
-def test_export_changes_nothing(small, tmp_path):
+def test_export_changes_nothing_and_says_nothing(small, tmp_path, capfd):
     small.train()
     state = {key: value.clone() for key, value in small.state_dict().items()}
     level = logging.getLogger("torch.onnx").level
     export_image_network(small, GREY, tmp_path / "made" / "on the way" / "export")
-    assert small.training
+    assert capfd.readouterr() == ("", "")
     assert all(module.training for module in small.modules())
     assert all(torch.equal(value, state[key]) for key, value in small.state_dict().items())
     assert logging.getLogger("torch.onnx").level == level
     small.eval()
-
-
-def test_quiet(small, tmp_path, capfd):
-    export_image_network(small, GREY, tmp_path / "export")
-    assert capfd.readouterr() == ("", "")
 
 
 @torch.no_grad()
@@ -207,6 +201,7 @@ def test_failed_rename_brings_the_earlier_export_back(small, exported, monkeypat
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail)
+    monkeypatch.setattr(module, "write_onnx", lambda *_: None)  # it takes a second
     with pytest.raises(PermissionError):
         export_image_network(small, GREY, exported)
     assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
@@ -218,7 +213,7 @@ def test_no_export(tmp_path):
     with pytest.raises(UserError, match=r"no export of kdzoo: config\.json is missing"):
         load_image_network(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file'"):
+    with pytest.raises(UserError, match=r"file' is no export of kdzoo"):
         load_image_network(tmp_path / "file")
 
 
@@ -241,7 +236,7 @@ def test_truncated_file(exported, name, part):
 
 @pytest.mark.parametrize(
     "change",
-    [{"architecture": "cnn_168k"}, {"architecture": "no_such"}, {"num_classes": 11}, {"model_args": {"in_chans": 3}}],
+    [{"architecture": "cnn_168k"}, {"architecture": "no_such"}, {"model_args": {"in_chans": 3}}, {"kdzoo": None}],
 )
 def test_files_that_disagree(exported, change):
     config = read(exported / "config.json")
