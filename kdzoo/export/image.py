@@ -24,6 +24,8 @@ Images are [B, {channels}, {height}, {width}] in [0, 1]; `preprocessing.json` ha
 
 {how}"""
 
+SHAPING = ("num_classes", "in_chans", "img_size", "global_pool")
+
 WITH_TIMM = """    import json, timm, torch
     network = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
     p = json.load(open("FOLDER/preprocessing.json"))
@@ -143,9 +145,12 @@ def load_image_network(folder: Path) -> tuple[ImageNetwork, dict[str, Any]]:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         preprocessing = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
         config["kdzoo"]["spec"]
-        network = timm.create_model(
-            config["architecture"], **{"num_classes": config["num_classes"], **config["model_args"]}
-        )
+        architecture = config["architecture"]
+        if ":" in architecture or not timm.is_model(architecture):  # `hf-hub:` and `local-dir:` lead elsewhere
+            raise ValueError(f"no network named {architecture!r}")
+        # Only what shapes the network: timm takes downloads and further files by other arguments.
+        arguments = {name: value for name, value in config["model_args"].items() if name in SHAPING}
+        network = timm.create_model(architecture, **{"num_classes": config["num_classes"], **arguments})
         network.load_state_dict(load_file(folder / "model.safetensors"))
         return ImageNetwork(config["architecture"], network, preprocessing["mean"], preprocessing["std"]), config
     except Exception as error:  # a damaged file can fail in any way

@@ -250,3 +250,33 @@ def test_folder_of_timm_alone(tmp_path):
     timm.models.save_for_hf(timm.create_model("resnet18"), str(tmp_path), safe_serialization=True)
     with pytest.raises(UserError, match=r"is no export of kdzoo"):
         load_image_network(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architecture": "hf-hub:a/b"},
+        {"architecture": "local-dir:/tmp"},
+        {"model_args": {"in_chans": 1, "pretrained": True}},
+        {"model_args": {"in_chans": 1, "checkpoint_path": "/tmp/other.pth"}},
+    ],
+)
+def test_a_config_leads_nowhere_else(exported, change, monkeypatch):
+    """A hostile config.json makes timm neither download nor open another file."""
+    import timm
+
+    create = timm.create_model
+
+    def watched(name, **arguments):
+        assert ":" not in name
+        assert not {"pretrained", "checkpoint_path"} & arguments.keys()
+        return create(name, **arguments)
+
+    monkeypatch.setattr(timm, "create_model", watched)
+    path = exported / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    if "architecture" in change:
+        with pytest.raises(UserError, match="no network named"):
+            load_image_network(exported)
+    else:
+        load_image_network(exported)
