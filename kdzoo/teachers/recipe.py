@@ -106,7 +106,10 @@ def train(recipe: str, settings: dict[str, Any], run_dir: Path) -> None:
     """Run `kdzoo fit --config RECIPE` in a process of its own."""
     show = "nothing" if console.quiet else "progress"
     command = [sys.executable, "-m", "kdzoo", "fit", "--config", recipe, "--run_dir", str(run_dir), "--show", show]
-    command += [f"--{name}={json.dumps(value)}" for name, value in settings.items()]
+    # Strings go as they are: jsonargparse would keep JSON's quotation marks.
+    command += [
+        f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()
+    ]
     # The teacher is trained by one process, whatever the launcher has told this one about its peers.
     launcher = {"WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED"}
     environment = {name: value for name, value in os.environ.items() if name not in launcher}

@@ -112,15 +112,15 @@ def load(given: list[Teacher], spec: dict[str, Any]) -> tuple[FrozenTeacher, dic
         "scores": loaded[0][1] if len(loaded) == 1 else {},
     }
     scores = ", ".join(f"{name} {value:.1f}" for name, value in summary["scores"].items() if name == "test/accuracy")
-    say(
-        "teacher",
-        f"{summary['source']} ({count(summary['parameters'])} parameters, {summary['hash']}) {scores}".rstrip(),
-    )
+    if not _untrained.get():
+        size = count(summary["parameters"])
+        say("teacher", f"{summary['source']} ({size} parameters, {summary['hash']}) {scores}".rstrip())
     return FrozenTeacher(networks, given[0].dtype), summary
 
 
 def _network(teacher: Teacher, spec: dict[str, Any]) -> tuple[ImageNetwork, dict[str, float]]:
-    if _untrained.get():
+    # A checkpoint that is there costs no training, and only it knows its architecture.
+    if _untrained.get() and not (teacher.checkpoint and Path(teacher.checkpoint).exists()):
         architecture = teacher.timm or "cnn_14k"
         if teacher.recipe:
             architecture = read_config(teacher.recipe, teacher.set)["model"]["init_args"]["student"]
