@@ -97,8 +97,29 @@ def finite(value: float | None) -> float | None:
 
 
 def config_sha256(bench_path: Path) -> str:
-    """Hash what a bench runs: its own file and its arms' configs, by what they say (comments do not count)."""
+    """Hash what a bench runs, by what it says (comments do not count): its own file, its arms' configs, their recipes.
+
+    Raises:
+        UserError: There is no config of a name that one of them uses.
+    """
     bench = yaml.safe_load(bench_path.read_text("utf-8"))
-    stems = sorted({arm["config"] for arm in bench["arms"].values()})
-    content = [bench, *([stem, yaml.safe_load(find_config(stem).read_text("utf-8"))] for stem in stems)]
-    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
+    waiting = {arm["config"] for arm in bench["arms"].values()} | recipes(bench)
+    content: dict[str, Any] = {}
+    while waiting:
+        stem = waiting.pop()
+        if stem not in content:
+            content[stem] = yaml.safe_load(find_config(stem).read_text("utf-8"))
+            waiting |= recipes(content[stem])
+    return hashlib.sha256(json.dumps([bench, sorted(content.items())], default=str).encode()).hexdigest()
+
+
+def recipes(config: Any) -> set[str]:
+    """Collect the recipes that a config names: what stands, as text, under a key `teacher` or `recipe`."""
+    if not isinstance(config, dict | list):
+        return set()
+    found: set[str] = set()
+    for key, value in config.items() if isinstance(config, dict) else enumerate(config):
+        if str(key).rpartition(".")[2] in ("teacher", "recipe"):
+            found |= {each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)}
+        found |= recipes(value)
+    return found

@@ -163,6 +163,18 @@ def test_a_changed_config_starts_afresh(configs):
     assert len(calls()) == 4 + 6
 
 
+def test_a_changed_recipe_of_a_teacher_outdates_the_proof(configs):
+    recipe = configs / "teacher_t.yaml"
+    recipe.write_text("model: {class_path: supervised}\n")
+    hashes = set()
+    for named in ("teacher: teacher_t", "teacher: [{recipe: teacher_t}]", "teacher: [teacher_t, teacher_t]"):
+        (configs / "soft_tiny.yaml").write_text(f"model: {{class_path: kd, init_args: {{{named}}}}}\n")
+        hashes.add(criteria.config_sha256(configs / "soft_bench.yaml"))
+        recipe.write_text(f"model: {{class_path: supervised}}\nseed_everything: {len(hashes)}\n")
+        hashes.add(criteria.config_sha256(configs / "soft_bench.yaml"))
+    assert len(hashes) == 6
+
+
 def test_other_seeds_are_shown_and_not_judged(configs, capsys):
     bench.main(["soft", "--seeds", "5", "6", "--json", "out/few.json"])
     recorded = json.loads(Path("out/few.json").read_text())
