@@ -5,14 +5,18 @@ import os
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from kdzoo.errors import UserError
+from kdzoo.files import whole
 
 
 class ExactResume(Callback):
@@ -44,6 +48,57 @@ class ExactResume(Callback):
             if "cuda" in self.states and torch.cuda.is_available():
                 torch.cuda.set_rng_state(self.states["cuda"])
         self.states = None
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps the newest state in `last.ckpt`: after every epoch and, inside long ones, every few minutes.
+
+    Args:
+        folder: Where to.
+        every: Minutes between checkpoints inside an epoch.
+    """
+
+    def __init__(self, folder: Path, every: float) -> None:
+        super().__init__(folder, filename="last", enable_version_counter=False)
+        self.path, self.seconds, self.written = folder / "last.ckpt", 60 * every, time.monotonic()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let checkpoints be written whole or not at all."""
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            with suppress(Exception):  # sharded strategies write by themselves, and say that they do
+                trainer.strategy.checkpoint_io = WholeFile()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write, if it is time and the optimizer has just made its step: accumulated gradients are in no checkpoint."""
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not stepped or not (is_logged(trainer) or self.seconds == 0):  # ranks agree on the time only now and then
+            return
+        if trainer.strategy.broadcast(time.monotonic() - self.written >= self.seconds):
+            trainer.save_checkpoint(self.path)
+            self.best_model_path, self.written = str(self.path), time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write after every epoch."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self.written = time.monotonic()
+
+
+class WholeFile(TorchCheckpointIO):
+    """Checkpoints that are whole or not there.
+
+    Lightning writes to the system's temporary folder and moves the file from there: on another disk that is a copy,
+    which a kill leaves half-written.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write beside `path`, then rename."""
+        if "://" in str(path):
+            return super().save_checkpoint(checkpoint, path, storage_options)
+        with whole(Path(path)) as scratch, scratch.open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 class StopAtNaN(Callback):

@@ -27,6 +27,7 @@ COMMANDS = {
     "list": "every method, where it comes from, and its proof",
     "info": "one method: paper, arguments, configs, proof",
     "bench": "prove a method against its baselines, over seeds",
+    "cache": "list, verify or prune the teachers and stores that are kept",
     "export": "write the student of a finished run again",
     "new-plugin": "start a package with a method of your own",
     "doctor": "load everything and explain what is broken",
@@ -100,6 +101,11 @@ def _run(argv: list[str]) -> int | None:
         from kdzoo.proof import bench
 
         return bench.main(rest)
+    if command == "cache":
+        from kdzoo import cache
+        from kdzoo.teachers.recipe import cache_dir
+
+        return cache.main(rest, cache_dir())
     own: dict[str, Callable[[list[str]], int | None]] = {
         "list": _list,
         "info": _info,

@@ -4,18 +4,22 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from lightning import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 
 from kdzoo import registry
-from kdzoo.callbacks import Cost, MetricsFile
+from kdzoo.callbacks import Cost, LastCheckpoint, MetricsFile
 from kdzoo.console import Show, console, quieten, say
 from kdzoo.errors import UsageError, UserError
 from kdzoo.files import write_text
@@ -23,6 +27,8 @@ from kdzoo.method import Method
 from kdzoo.proof.report import write_report
 from kdzoo.short_names import explain, read_short_names, spell_out
 from kdzoo.teachers.sources import read_checkpoint, untrained_teachers
+
+RUNNING = ".running"  # locked while a process is at work in a run's folder
 
 
 class KdzooCLI(LightningCLI):
@@ -32,6 +38,7 @@ class KdzooCLI(LightningCLI):
         """Add what kdzoo has beside Lightning's arguments."""
         parser.add_argument("--run_dir", type=str | None, default=None, help="The run's folder (runs/<method>/<time>).")
         parser.add_argument("--show", type=Show, default="all", help="What to print while it works.")
+        parser.add_argument("--save_every", type=float, default=10.0, help="Minutes between checkpoints in an epoch.")
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Let parsing errors reach `run`, which says them in one sentence."""
@@ -42,9 +49,23 @@ class KdzooCLI(LightningCLI):
         config = self.config[self.subcommand]
         config.weights_only = True  # a checkpoint is data: nothing in it is run
         self.name = registry.find(registry.METHODS, config.model.class_path).name
+        console.quiet = config.show != "all" or rank() > 0
         time = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-        self.run_dir = Path(config.run_dir or os.environ.setdefault("KDZOO_RUN_DIR", f"runs/{self.name}/{time}"))
-        console.quiet = config.show != "all"
+        given = config.run_dir or os.environ.get("KDZOO_RUN_DIR")  # the further ranks are told by the first
+        self.run_dir = Path(given or f"runs/{self.name}/{time}")
+        if self.subcommand == "fit":
+            kept = config.clone()
+            kept.run_dir, kept.ckpt_path, kept.show = None, None, "all"
+            self.config_text = self._parser(self.subcommand).dump(kept, skip_none=False)
+            if config.ckpt_path == "last":
+                config.ckpt_path = None
+                if found := unfinished(self.config_text, [Path(given)] if given else newest(Path("runs", self.name))):
+                    self.run_dir, checkpoint = found, found / "checkpoints" / "last.ckpt"
+                    config.ckpt_path = str(checkpoint) if checkpoint.is_file() else None
+                    say("resume", f"{found}{'' if config.ckpt_path else ', from its start'}")
+                else:
+                    say("resume", "no run of this config is unfinished: a new one starts")
+        os.environ["KDZOO_RUN_DIR"] = str(self.run_dir)
         logger = config.trainer.logger
         if hasattr(logger, "class_path") and logger.get("init_args", {}).get("save_dir") in (".", None):
             logger.init_args.save_dir = str(self.run_dir)  # wandb's files, offline ones too, belong to the run
@@ -59,9 +80,8 @@ class KdzooCLI(LightningCLI):
         if self.subcommand == "fit":
             callbacks += [MetricsFile(self.run_dir / "metrics.csv"), Announce()]
             if config.get("enable_checkpointing") is not False:
-                callbacks.append(
-                    ModelCheckpoint(self.run_dir / "checkpoints", filename="last", enable_version_counter=False)
-                )
+                every = self._get(self.config_init, "save_every")
+                callbacks.append(LastCheckpoint(self.run_dir / "checkpoints", every))
         else:
             kwargs["enable_checkpointing"] = False
         if self.subcommand == "predict":
@@ -70,7 +90,12 @@ class KdzooCLI(LightningCLI):
 
     def fit(self, model: Method, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Train, test, report and export."""
-        self.run_dir.mkdir(parents=True, exist_ok=True)
+        with running(self.run_dir):
+            write_config(self.run_dir, self.config_text, self.trainer)
+            self.train(model, datamodule, **kwargs)
+
+    def train(self, model: Method, datamodule: LightningDataModule, **kwargs: Any) -> None:
+        """Do so, in the run's folder."""
         model.prepare()
         cost = Cost()
         self.trainer.fit(model, datamodule=datamodule, **kwargs)
@@ -123,17 +148,49 @@ class Announce(Callback):
         say("student", pl_module.summary() + (f", {describe()}" if describe else ""))
 
 
-class SaveConfig(SaveConfigCallback):
-    """Writes the config that re-runs the run into its folder, and hands it to the logger."""
+def rank() -> int:
+    """This process among those of the run."""
+    return int(getattr(rank_zero_only, "rank", None) or 0)
 
-    def save_config(self, trainer: Trainer, pl_module: Method, stage: str) -> None:  # type: ignore[override]
-        """Write `config.yaml` (Lightning calls this on rank zero)."""
-        if stage != "fit":
-            return
-        config = self.config.clone()
-        folder = Path(os.environ["KDZOO_RUN_DIR"] if config.run_dir is None else config.run_dir)
-        config.run_dir, config.ckpt_path = None, None
-        text = self.parser.dump(config, skip_none=False)
+
+def newest(folder: Path) -> list[Path]:
+    """The runs in a folder, the newest first."""
+    return sorted((path for path in folder.glob("*") if path.is_dir()), reverse=True)
+
+
+def unfinished(config: str, runs: Iterable[Path]) -> Path | None:
+    """The first of `runs` that has this config and no result, and that no process is at work on."""
+    for run in runs:
+        kept = run / "config.yaml"
+        if (run / "result.json").exists() or not kept.is_file() or kept.read_text("utf-8") != config:
+            continue
+        with suppress(Timeout), nullcontext() if rank() > 0 else FileLock(run / RUNNING, timeout=0):
+            return run
+    return None
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[None]:
+    """Hold a run's folder.
+
+    Raises:
+        UserError: Another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if rank() > 0:
+        yield
+        return
+    try:
+        with FileLock(folder / RUNNING, timeout=0):
+            yield
+            (folder / RUNNING).unlink(missing_ok=True)
+    except Timeout as error:
+        raise UserError(f"The run {folder} is at work in another process: give another --run_dir.") from error
+
+
+def write_config(folder: Path, text: str, trainer: Trainer) -> None:
+    """Write the config that re-runs the run into its folder, and hand it to the loggers."""
+    if rank() == 0:
         write_text(folder / "config.yaml", text)
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(text))
@@ -189,8 +246,7 @@ def run(argv: list[str]) -> None:
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 auto_configure_optimizers=False,
-                save_config_callback=SaveConfig,
-                save_config_kwargs={"save_to_log_dir": False},
+                save_config_callback=None,
                 seed_everything_default=0,
                 trainer_defaults={"logger": False, "enable_model_summary": False},
             )
@@ -217,7 +273,7 @@ def from_checkpoint(command: str, arguments: list[str]) -> list[str]:
     parser.add_argument("-c", "--config")
     parser.add_argument("--model")
     known, rest = parser.parse_known_args(arguments)
-    if known.ckpt_path is None:
+    if known.ckpt_path is None or (command == "fit" and known.ckpt_path == "last"):
         if command != "fit" and not {"-h", "--help", "--print_config"} & set(arguments):
             raise UsageError(
                 f"kdzoo {command} needs a trained model: give --ckpt_path runs/<method>/<time>/checkpoints/last.ckpt."

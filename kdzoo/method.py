@@ -15,6 +15,8 @@ from kdzoo.callbacks import ExactResume, StopAtNaN
 from kdzoo.console import count
 from kdzoo.errors import UserError
 from kdzoo.spec import check_spec
+from kdzoo.teachers.fill import FillStores, choose_views
+from kdzoo.teachers.frozen import FrozenTeacher
 
 
 class Method(LightningModule):
@@ -32,6 +34,7 @@ class Method(LightningModule):
         super().__init__()
         self.save_hyperparameters()  # the arguments of the subclass, found by Lightning in the calling frames
         self.spec: dict[str, Any] | None = None
+        self.stored_teachers: list[FrozenTeacher] = []  # set when a fit starts
 
     # ---------------------------------------------------------------------------------------------- to implement
 
@@ -84,9 +87,16 @@ class Method(LightningModule):
             self._total_steps = float(self.trainer.estimated_stepping_batches)
         return self._total_steps
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Add to a training batch what the teachers' stores have of it (Lightning's hook)."""
+        if self.stored_teachers and self.trainer.training:
+            for teacher in self.stored_teachers:
+                batch = teacher.with_stored(batch)
+        return batch
+
     def configure_callbacks(self) -> list[Callback]:
-        """Give every Trainer an exact resume and a stop at NaN (Lightning's hook)."""
-        return [ExactResume(), StopAtNaN()]
+        """Give every Trainer an exact resume, the teachers' stores and a stop at NaN (Lightning's hook)."""
+        return [ExactResume(), FillStores(), StopAtNaN()]
 
     # ---------------------------------------------------------------------------------- building and checkpoints
 
@@ -100,6 +110,7 @@ class Method(LightningModule):
                 f"{type(self).__name__} takes its sizes from the data: give the Trainer a data module with a `spec`."
             )
         self.build_for(spec)
+        choose_views(self, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def build_for(self, spec: dict[str, Any]) -> None:
         """Build the networks once for `spec`; from then on any other spec is an error."""

@@ -233,8 +233,8 @@ class ImageData(LightningDataModule):
             return f"{labels:,} images"
         return f"{labels:,} labels + {unlabelled:,} unlabelled images"
 
-    def loader(self, samples: Samples, order: EpochOrder, drop_last: bool = False) -> DataLoader[Batch]:
-        """Batches of `samples` in `order`; they still need `prepare`."""
+    def loader(self, samples: Samples, order: Any, drop_last: bool = False) -> DataLoader[Batch]:
+        """Batches of `samples` in `order`, of (position, view) pairs; they still need `prepare`."""
         return DataLoader(
             dataset=samples,
             sampler=order,
@@ -246,6 +246,12 @@ class ImageData(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else every epoch draws from the global generator
         )
+
+    def replay(self, pairs: Sequence[tuple[int, int]]) -> DataLoader[Batch]:
+        """Batches of the training samples at (index, view) pairs; `prepare` makes them what the training sees."""
+        self.setup()
+        assert self.train_set is not None
+        return self.loader(self.train_set, pairs)
 
     def _order(self, samples: Samples, **options: Any) -> EpochOrder:
         if self.trainer is not None:

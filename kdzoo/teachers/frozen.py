@@ -1,13 +1,35 @@
-"""`FrozenTeacher`: networks that only teach."""
+"""`FrozenTeacher`: networks that only teach, live or out of a store."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from kdzoo.teachers.store import Store
+
 Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What a store keeps of a teacher.
+
+    Attributes:
+        dtype: `float32` (bit-equal to the live teacher on a CPU) or `float16`.
+        views: Number of different views of a sample.
+        outputs: `logits`, and taps.
+        name: What the teacher is called.
+        digest: A hash of the networks.
+    """
+
+    dtype: Literal["float32", "float16"]
+    views: int
+    outputs: tuple[str, ...]
+    name: str
+    digest: str
 
 
 class FrozenTeacher(nn.Module):
@@ -20,29 +42,54 @@ class FrozenTeacher(nn.Module):
         networks: Modules with `forward(*inputs) -> logits` and `features(*inputs, taps) -> dict`; outputs are averaged.
         dtype: Precision of the forward pass (autocast); None follows the Trainer's.
         inputs: Keys of the batch that the networks take, in order.
+        keep: What a store keeps of their outputs; None without a store.
     """
 
     def __init__(
-        self, networks: Sequence[nn.Module], dtype: Dtype | None = None, inputs: Sequence[str] = ("image",)
+        self,
+        networks: Sequence[nn.Module],
+        dtype: Dtype | None = None,
+        inputs: Sequence[str] = ("image",),
+        keep: Keep | None = None,
     ) -> None:
         super().__init__()
         self._networks = tuple(network.eval().requires_grad_(False) for network in networks)
         self.dtype = getattr(torch, dtype) if dtype else None
         self.inputs = tuple(inputs)
+        self.keep = keep
+        self.store: Store | None = None  # once it is filled
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the logits for a batch, [B, ...] float32: the mean over the networks."""
+        if stored := self._stored(batch, ["logits"]):
+            return stored["logits"]
         with self._frozen(batch):
             logits = [network(*self._inputs(batch)) for network in self._networks]
         return torch.stack(logits).mean(0).float() if len(logits) > 1 else logits[0].float()
 
     def features(self, batch: dict[str, Tensor], taps: Sequence[str]) -> dict[str, Tensor]:
         """Return the features at `taps`; the networks run no further than the deepest of them."""
+        if stored := self._stored(batch, taps):
+            return stored
         with self._frozen(batch):
             found = [network.features(*self._inputs(batch), taps) for network in self._networks]  # type: ignore[operator]
         return {
             tap: torch.stack([each[tap] for each in found]).mean(0) if len(found) > 1 else found[0][tap] for tap in taps
         }
+
+    def with_stored(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add what the store has for the batch's `index` and `view` (int64 [B], not yet on an accelerator)."""
+        if self.store is None or "index" not in batch:
+            return batch
+        index, view = batch["index"].numpy(), batch["view"].numpy()
+        read = {output: torch.from_numpy(self.store.read(output, index, view)) for output in self.store.shapes}
+        return {**batch, **{f"{self.store.folder.name}/{output}": values for output, values in read.items()}}
+
+    def _stored(self, batch: dict[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
+        """The outputs from the batch, float32, if all of them are there; else nothing."""
+        keys = {output: f"{self.store.folder.name}/{output}" for output in outputs} if self.store else {}
+        there = all(key in batch for key in keys.values())
+        return {output: batch[key].float() for output, key in keys.items()} if there else {}
 
     @property
     def networks(self) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from filelock import FileLock
 from kdzoo import registry
 from kdzoo.console import console, say
 from kdzoo.errors import UserError
+from kdzoo.files import write_text
 
 # Raise it when a change of kdzoo makes the same config train another teacher.
 RECIPE_VERSION = 1
@@ -90,22 +91,32 @@ def trained(recipe: str, settings: dict[str, Any]) -> Path:
     config = read_config(recipe, settings)
     folder = cache_dir() / "teachers" / key(config)
     if (folder / "config.json").is_file():
+        used(folder)
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # a second run waits here and then finds the teacher
         if not (folder / "config.json").is_file():
             say("teacher", f"{recipe} is not cached: training it first")
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as work:
-                train(recipe, settings, Path(work) / "run")
-                shutil.rmtree(folder, ignore_errors=True)
-                (Path(work) / "run" / "export").rename(folder)
+            run_dir = folder.with_suffix(".training")  # a kill leaves it, and the next run continues there
+            train(recipe, settings, run_dir)
+            write_text(run_dir / "export" / "recipe.txt", f"{recipe}\n")
+            shutil.rmtree(folder, ignore_errors=True)
+            (run_dir / "export").rename(folder)
+            shutil.rmtree(run_dir)
     return folder
+
+
+def used(folder: Path) -> None:
+    """Note, by the time of the folder, when it was used last: `kdzoo cache` goes by it."""
+    with suppress(OSError):  # a read-only cache is a cache
+        os.utime(folder)
 
 
 def train(recipe: str, settings: dict[str, Any], run_dir: Path) -> None:
     """Run `kdzoo fit --config RECIPE` in a process of its own."""
     show = "nothing" if console.quiet else "progress"
     command = [sys.executable, "-m", "kdzoo", "fit", "--config", recipe, "--run_dir", str(run_dir), "--show", show]
+    command += ["--ckpt_path", "last"]
     # Strings go as they are: jsonargparse would keep JSON's quotation marks.
     command += [
         f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,7 +16,7 @@ from kdzoo.export.image import load_image_network
 from kdzoo.spec import check_spec
 from kdzoo.students.build import build
 from kdzoo.students.network import ImageNetwork
-from kdzoo.teachers.frozen import Dtype, FrozenTeacher
+from kdzoo.teachers.frozen import Dtype, FrozenTeacher, Keep
 from kdzoo.teachers.recipe import read_config, trained
 
 _untrained: ContextVar[bool] = ContextVar("untrained", default=False)
@@ -33,6 +33,9 @@ class Teacher:
         timm: A timm architecture; needs `weights`.
         weights: For `timm`: `pretrained`, or a file of weights (safetensors, or a torch file of plain tensors).
         dtype: Precision of its forward pass; None follows the Trainer's.
+        store: Keep its outputs on the training part on disk and read them instead of running it, in this precision.
+        views: With a store: how many different augmentations of a sample there are; as many as epochs is exact.
+        outputs: What the store keeps: `logits`, and taps such as `pre_logits`. Whatever it lacks is computed.
     """
 
     recipe: str | None = None
@@ -41,6 +44,9 @@ class Teacher:
     timm: str | None = None
     weights: str | None = None
     dtype: Dtype | None = None
+    store: Literal["fp32", "fp16"] | None = None
+    views: int = 4
+    outputs: tuple[str, ...] = ("logits",)
 
     @property
     def source(self) -> str:
@@ -67,6 +73,11 @@ def teachers(given: Teachers) -> list[Teacher]:
             raise UserError(f"A teacher needs exactly one of recipe, checkpoint and timm, and this one has {has}.")
         if each.timm and not each.weights:
             raise UserError(f"The teacher '{each.timm}' has no weights: give teacher.weights, a file or 'pretrained'.")
+        if each.views < 1 or not each.outputs:
+            raise UserError("A teacher's views must be 1 or more, and its outputs must name something.")
+    for name in ("dtype", "store", "views", "outputs"):
+        if len({repr(getattr(each, name)) for each in listed}) > 1:
+            raise UserError(f"Several teachers are averaged, so they share one {name}: give all of them the same.")
     return listed
 
 
@@ -100,6 +111,7 @@ def load(given: list[Teacher], spec: dict[str, Any]) -> tuple[FrozenTeacher, dic
     networks = [network for network, _ in loaded]
     digest = hashlib.sha256()
     for network in networks:
+        digest.update(f"{network}{network.mean.tolist()}{network.std.tolist()}".encode())
         for name, tensor in network.state_dict().items():
             digest.update(name.encode())
             digest.update(
@@ -115,7 +127,11 @@ def load(given: list[Teacher], spec: dict[str, Any]) -> tuple[FrozenTeacher, dic
     if not _untrained.get():
         size = count(summary["parameters"])
         say("teacher", f"{summary['source']} ({size} parameters, {summary['hash']}) {scores}".rstrip())
-    return FrozenTeacher(networks, given[0].dtype), summary
+    first, keep = given[0], None
+    if first.store and not _untrained.get():
+        dtype: Any = {"fp32": "float32", "fp16": "float16"}[first.store]
+        keep = Keep(dtype, first.views, tuple(first.outputs), summary["source"], digest.hexdigest())
+    return FrozenTeacher(networks, first.dtype, keep=keep), summary
 
 
 def _network(teacher: Teacher, spec: dict[str, Any]) -> tuple[ImageNetwork, dict[str, float]]:
