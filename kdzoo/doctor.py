@@ -4,14 +4,17 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import signal
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from kdzoo import registry
 from kdzoo.errors import UserError
 
+PATIENCE = 60  # seconds for one import
 _VERSIONS = ("kdzoo", "torch", "lightning", "jsonargparse", "timm", "diffusers")
 
 
@@ -30,7 +33,8 @@ def examine() -> int:
         for name, entry in registry.entries(group).items():
             modules.setdefault(entry.distribution, set()).add(entry.module)
             try:
-                entry.load()
+                with at_most(PATIENCE):
+                    entry.load()
                 print(f"ok        {name}  ({entry.origin})")
             except UserError as error:
                 broken += 1
@@ -42,6 +46,25 @@ def examine() -> int:
         print(f"problem   {problem}")
     print(f"\n{broken} broken, {len(problems)} problems" if broken or problems else "\nall is well")
     return int(bool(broken or problems))
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Raise a TimeoutError in the block after so many seconds, where the system has such an alarm (not on Windows)."""
+
+    def ring(number: int, frame: object) -> None:
+        raise TimeoutError(f"not done after {seconds:g} seconds")
+
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _version(package: str) -> str | None:

@@ -4,19 +4,16 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from kdzoo import registry
 from kdzoo.callbacks import Cost, LastCheckpoint, MetricsFile
@@ -25,10 +22,9 @@ from kdzoo.errors import UsageError, UserError
 from kdzoo.files import write_text
 from kdzoo.method import Method
 from kdzoo.proof.report import write_report
+from kdzoo.run_folder import CONFIG, RESULT, newest, rank, running, unfinished
 from kdzoo.short_names import explain, read_short_names, spell_out
 from kdzoo.teachers.sources import read_checkpoint, untrained_teachers
-
-RUNNING = ".running"  # locked while a process is at work in a run's folder
 
 
 class KdzooCLI(LightningCLI):
@@ -86,7 +82,10 @@ class KdzooCLI(LightningCLI):
             kwargs["enable_checkpointing"] = False
         if self.subcommand == "predict":
             callbacks.append(PredictionFile(self.run_dir / "predictions.csv"))
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        try:
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise UserError(f"The Trainer refuses its arguments: {' '.join(str(error).split())}") from error
 
     def fit(self, model: Method, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Train, test, report and export."""
@@ -119,14 +118,14 @@ class KdzooCLI(LightningCLI):
             "trainable_params": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "versions": {name: version(name) for name in ("kdzoo", "torch", "lightning")},
         }
-        write_text(self.run_dir / "result.json", json.dumps(result, indent=2))
         figures = model.figures()
         for logger in self.trainer.loggers:
             if hasattr(logger, "log_image"):
                 for title, figure in figures.items():
                     logger.log_image(key=title, images=[figure])
-        report = write_report(self.run_dir, figures)
+        report = write_report(self.run_dir, result, figures)
         files = model.export(self.run_dir / "export", metrics)
+        write_text(self.run_dir / RESULT, json.dumps(result, indent=2))
         teacher = (result["teacher"] or {}).get("scores") or {}
         shown = (
             f"{n.removeprefix('test/')} {v:.4g}" + (f" (teacher {teacher[n]:.4g})" if n in teacher else "")
@@ -148,50 +147,11 @@ class Announce(Callback):
         say("student", pl_module.summary() + (f", {describe()}" if describe else ""))
 
 
-def rank() -> int:
-    """This process among those of the run."""
-    return int(getattr(rank_zero_only, "rank", None) or 0)
-
-
-def newest(folder: Path) -> list[Path]:
-    """The runs in a folder, the newest first."""
-    return sorted((path for path in folder.glob("*") if path.is_dir()), reverse=True)
-
-
-def unfinished(config: str, runs: Iterable[Path]) -> Path | None:
-    """The first of `runs` that has this config and no result, and that no process is at work on."""
-    for run in runs:
-        kept = run / "config.yaml"
-        if (run / "result.json").exists() or not kept.is_file() or kept.read_text("utf-8") != config:
-            continue
-        with suppress(Timeout), nullcontext() if rank() > 0 else FileLock(run / RUNNING, timeout=0):
-            return run
-    return None
-
-
-@contextmanager
-def running(folder: Path) -> Iterator[None]:
-    """Hold a run's folder.
-
-    Raises:
-        UserError: Another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if rank() > 0:
-        yield
-        return
-    try:
-        with FileLock(folder / RUNNING, timeout=0):
-            yield
-            (folder / RUNNING).unlink(missing_ok=True)
-    except Timeout as error:
-        raise UserError(f"The run {folder} is at work in another process: give another --run_dir.") from error
-
-
 def write_config(folder: Path, text: str, trainer: Trainer) -> None:
     """Write the config that re-runs the run into its folder, and hand it to the loggers."""
     if rank() == 0:
-        write_text(folder / "config.yaml", text)
+        (folder / RESULT).unlink(missing_ok=True)
+        write_text(folder / CONFIG, text)
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(text))
 

@@ -407,6 +407,27 @@ def test_doctor_explains_broken_plugins(run, site, only_plugins):
     assert "\n1 broken, " in out
 
 
+def test_doctor_does_not_wait_for_ever(run, site, only_plugins, monkeypatch):
+    monkeypatch.setattr(doctor, "PATIENCE", 0.2)
+    site.method("fake_one", fake_module="print('hello')\nwhile True: pass")
+    code, out, _ = run("doctor")
+    assert code == 1
+    assert "broken    fake_one  (kdzoo-fake 1.0)" in out
+    assert "not done after 0.2 seconds" in out
+
+
+def test_a_plugin_that_prints_or_hangs_is_not_imported_by_others(run, site):
+    site.method("fake_one", fake_module="print('noise')\nwhile True: pass")
+    code, out, _ = run("list", "--json")
+    assert code == 0
+    assert "fake_one" in {row["name"] for row in json.loads(out)}
+    code, out, _ = run("info", "fake_one", "--json")
+    assert code == 0
+    assert json.loads(out)["name"] == "fake_one"
+    registry.find(registry.METHODS, "kd").load()
+    assert "fake_module" not in sys.modules
+
+
 def test_doctor_says_what_runs_where(run, only_plugins, monkeypatch, tmp_path):
     monkeypatch.setenv("KDZOO_CACHE", str(tmp_path / "not" / "there"))
     code, out, _ = run("doctor")

@@ -7,13 +7,16 @@ import pickle
 import shutil
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import onnxruntime
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
+from kdzoo import lightning_cli
 from kdzoo.cli import main
 from kdzoo.datamodules.fashion_mnist import FashionMNIST
 from kdzoo.teachers import recipe
@@ -257,6 +260,32 @@ def test_a_class_path_outside_the_registry(tmp_path, capsys):
     assert not (tmp_path / "fired").exists()
 
 
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("--trainer.callbacks", '[{"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "FIRED"]}}]'),
+        ("--trainer.logger", '{"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "FIRED"]}}'),
+        ("--trainer.strategy", '{"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "FIRED"]}}'),
+        ("--model.optim.optimizer", '{"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "FIRED"]}}'),
+        ("--model.optim.optimizer", "os.system"),
+        ("--data", "subprocess.Popen"),
+        ("--model.student", "hf-hub:someone/something"),
+        ("--model.weights", "/etc/passwd"),
+        ("--config", "../../etc/passwd"),
+    ],
+)
+def test_arguments_run_nothing_and_read_nothing_else(argument, value, tmp_path, capsys):
+    fired = tmp_path / "fired"
+    arguments = [*STUDENT, *FEW, "--show", "nothing", "--run_dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        main(["fit", *arguments, argument, value.replace("FIRED", str(fired))])
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("kdzoo: ")
+    assert "Traceback" not in said
+    assert "root:" not in said
+    assert not fired.exists()
+
+
 def test_a_loss_that_is_no_number(tmp_path, capsys):
     arguments = [*STUDENT, *FEW, "--model.optim.lr", "1e30", "--trainer.max_steps", "20", "--show", "nothing"]
     said = says(capsys, "fit", *arguments, "--run_dir", str(tmp_path / "run"))
@@ -267,8 +296,6 @@ def test_a_loss_that_is_no_number(tmp_path, capsys):
 
 
 def test_a_full_disk(tmp_path, monkeypatch, capsys):
-    from kdzoo import lightning_cli
-
     def full(path: Path, text: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
@@ -276,6 +303,91 @@ def test_a_full_disk(tmp_path, monkeypatch, capsys):
     said = says(capsys, "fit", *STUDENT, *FEW, "--run_dir", str(tmp_path / "run"), "--show", "nothing")
     assert "the disk is full" in said
     assert "make room" in said
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(run, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    arguments = [*STUDENT, *FEW, "--show", "nothing", "--run_dir", str(folder), "--save_every", "0"]
+    save, room = torch.save, [1]
+
+    def limited(checkpoint: object, file: object) -> None:
+        if not room:
+            file.write(b"half of a checkpoint")
+            raise RuntimeError("unexpected pos") from OSError(errno.ENOSPC, "No space left on device", file.name)
+        room.pop()
+        save(checkpoint, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", limited)
+        assert "the disk is full" in says(capsys, "fit", *arguments)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    main(["fit", *arguments, "--ckpt_path", "last"])  # room was made
+    for name, tensor in load_file(run / "export" / "model.safetensors").items():
+        assert torch.equal(load_file(folder / "export" / "model.safetensors")[name], tensor)
+
+
+def test_a_full_disk_during_the_export(tmp_path, monkeypatch, capsys):
+    from kdzoo.export import image
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = tmp_path / "run"
+    arguments = [*STUDENT, *FEW, "--show", "nothing", "--run_dir", str(folder)]
+    with monkeypatch.context() as patch:
+        patch.setattr(image, "save_for_hf", full)
+        assert "the disk is full" in says(capsys, "fit", *arguments)
+    names = {path.name for path in folder.iterdir()}
+    assert not {"export", "result.json"} & names
+    assert not [name for name in names if name.startswith(".export")]
+    main(["fit", *arguments, "--ckpt_path", "last"])
+    assert (folder / "export" / "model.safetensors").is_file()
+
+
+# ----------------------------------------------------------------------------------------------------- --ckpt_path last
+
+
+def test_only_an_unfinished_run_of_the_same_config_is_continued(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lightning_cli, "datetime", Later())
+    arguments = ["fit", *STUDENT, *FEW, "--trainer.accelerator", "cpu", "--ckpt_path", "last"]
+    main(arguments)
+    assert "a new one starts" in capsys.readouterr().out
+    (first,) = Path("runs/supervised").iterdir()
+    main(arguments)  # the first is finished
+    assert "a new one starts" in capsys.readouterr().out
+    (first / "result.json").unlink()
+    main([*arguments, "--model.optim.lr", "0.01"])  # of another config
+    assert "a new one starts" in capsys.readouterr().out
+    assert len(list(Path("runs/supervised").iterdir())) == 3
+    main([*arguments, "--show", "progress"])
+    assert (first / "result.json").exists()
+    assert len(list(Path("runs/supervised").iterdir())) == 3
+
+
+class Later:
+    """A clock whose every look is a second later, so that runs have folders of their own."""
+
+    def __init__(self) -> None:
+        self.second = 0
+
+    def now(self) -> datetime:
+        """Look."""
+        self.second += 1
+        return datetime(2026, 1, 1, 0, 0, self.second)
+
+
+def test_a_run_at_work_is_left_alone(run, tmp_path, capsys):
+    from filelock import FileLock
+
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    (folder / "result.json").unlink()
+    arguments = ["fit", *STUDENT, *FEW, "--show", "nothing", "--run_dir", str(folder), "--trainer.accelerator", "cpu"]
+    with FileLock(folder / ".running"):
+        assert "at work in another process" in says(capsys, *arguments)
+        assert "at work in another process" in says(capsys, *arguments, "--ckpt_path", "last")
 
 
 def test_evaluation_needs_a_checkpoint(capsys):

@@ -3,7 +3,6 @@
 import base64
 import csv
 import io
-import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,19 +23,18 @@ TITLES = {"train": "Training loss", "val": "Validation", "lr": "Learning rate"}
 PAGE = Path(__file__).with_name("page.html")
 
 
-def write_report(run_dir: Path, figures: Mapping[str, Figure]) -> Path:
-    """Write `report.html` into a run's folder from its `result.json`, and its `metrics.csv` and `config.yaml` if any.
+def write_report(run_dir: Path, result: Mapping[str, Any], figures: Mapping[str, Figure]) -> Path:
+    """Write `report.html` into a run's folder, from its result, and its `metrics.csv` and `config.yaml` if any.
 
     Args:
         run_dir: the run's folder.
+        result: what `result.json` will hold.
         figures: title -> figure, shown in this order after the curves.
 
     Returns:
         The path of the report; it replaces an older one in one step.
     """
-    result_file = run_dir / "result.json"
-    result = json.loads(result_file.read_text("utf-8"))
-    when = datetime.fromtimestamp(result_file.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+    when = datetime.now().strftime("%Y-%m-%d %H:%M")
     body = [f"<h1>{escape(result['method'])}</h1>", f"<p>{when}, seed {result['seed']}, {result['steps']:,} steps</p>"]
     body += ["<h2>Result</h2>", result_table(result)]
     for title, figure in {**curves(run_dir / "metrics.csv"), **figures}.items():

@@ -23,6 +23,7 @@ from kdzoo import registry
 from kdzoo.console import console, say
 from kdzoo.errors import UserError
 from kdzoo.files import write_text
+from kdzoo.run_folder import RESULT, RUNNING
 
 # Raise it when a change of kdzoo makes the same config train another teacher.
 RECIPE_VERSION = 1
@@ -98,7 +99,11 @@ def trained(recipe: str, settings: dict[str, Any]) -> Path:
         if not (folder / "config.json").is_file():
             say("teacher", f"{recipe} is not cached: training it first")
             run_dir = folder.with_suffix(".training")  # a kill leaves it, and the next run continues there
-            train(recipe, settings, run_dir)
+            run_dir.mkdir(exist_ok=True)
+            with FileLock(run_dir / RUNNING):  # the training outlives a kill of the run that had started it
+                pass
+            if not (run_dir / RESULT).is_file():
+                train(recipe, settings, run_dir)
             write_text(run_dir / "export" / "recipe.txt", f"{recipe}\n")
             shutil.rmtree(folder, ignore_errors=True)
             (run_dir / "export").rename(folder)

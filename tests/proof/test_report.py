@@ -47,7 +47,7 @@ def svgs(page):
 def test_report(run_dir):
     figure = Figure()
     figure.subplots().plot([1, 2])
-    path = report.write_report(run_dir, {"A <title> & more": figure})
+    path = report.write_report(run_dir, RESULT, {"A <title> & more": figure})
     page = path.read_text("utf-8")
     assert path == run_dir / "report.html"
     assert [file.name for file in run_dir.iterdir() if file.name.startswith("report")] == ["report.html"]
@@ -68,7 +68,9 @@ def test_report(run_dir):
 
 
 def test_ink_follows_the_page(run_dir):
-    page = report.write_report(run_dir, {"Confusion": figures.confusion_figure(np.eye(3), "abc")}).read_text("utf-8")
+    page = report.write_report(run_dir, RESULT, {"Confusion": figures.confusion_figure(np.eye(3), "abc")}).read_text(
+        "utf-8"
+    )
     for svg in svgs(page):
         assert report.INK not in svg
         assert "currentColor" in svg
@@ -76,10 +78,9 @@ def test_ink_follows_the_page(run_dir):
 
 
 def test_report_of_a_run_without_teacher_or_curves(run_dir):
-    (run_dir / "result.json").write_text(json.dumps({**RESULT, "teacher": None}))
     (run_dir / "metrics.csv").unlink()
     (run_dir / "config.yaml").unlink()
-    page = report.write_report(run_dir, {}).read_text("utf-8")
+    page = report.write_report(run_dir, {**RESULT, "teacher": None}, {}).read_text("utf-8")
     assert "<h2>Training loss" not in page
     assert "<details>" not in page
     assert "teacher" not in page
@@ -142,10 +143,10 @@ def test_predictions(channels):
 
 def test_names_that_matplotlib_cannot_draw(run_dir):
     figure = figures.confusion_figure(np.eye(2), ["$x^{", "ネコ"])
-    assert report.write_report(run_dir, {"Confusion": figure}).exists()
+    assert report.write_report(run_dir, RESULT, {"Confusion": figure}).exists()
 
 
 def test_pyplot_is_left_alone(run_dir):
     before = dict(matplotlib.rcParams)
-    report.write_report(run_dir, {"c": figures.confusion_figure(np.eye(2), "ab")})
+    report.write_report(run_dir, RESULT, {"c": figures.confusion_figure(np.eye(2), "ab")})
     assert dict(matplotlib.rcParams) == before

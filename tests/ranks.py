@@ -1,0 +1,115 @@
+"""What `test_ranks.py` runs in two processes (by torchrun) and in one; prints nothing, writes JSON.
+
+torchrun --nproc-per-node 2 tests/ranks.py RESULT TEACHER
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning import Callback, Trainer, seed_everything
+
+from kdzoo import registry
+from kdzoo.console import quieten
+from kdzoo.datamodules.fashion_mnist import FashionMNIST
+from kdzoo.image.kd import KD
+from kdzoo.method import Method
+from kdzoo.short_names import class_path
+from kdzoo.teachers.sources import Teacher, untrained_teachers
+from kdzoo.testing import make_method
+
+STEPS, GLOBAL_BATCH = 8, 64
+STUDENT = "test_efficientnet_ln"  # no batch statistics: they are those of a rank, not of the global batch
+
+
+class Losses(Callback):
+    """The mean over the ranks of each step's loss."""
+
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Remember."""
+        self.found.append(float(trainer.strategy.reduce(outputs["loss"].detach().clone(), reduce_op="mean")))
+
+
+def data(**options: Any) -> FashionMNIST:
+    """521 images for an epoch of eight steps, 101 for the validation."""
+    batch_size = GLOBAL_BATCH // int(os.environ.get("WORLD_SIZE", 1))
+    return FashionMNIST(labelled=521, unlabelled="drop", validation=101, batch_size=batch_size, **options)
+
+
+def run(method: Method, datamodule: FashionMNIST) -> dict[str, Any]:
+    """Fit, validate, and say what came out."""
+    losses = Losses()
+    trainer = Trainer(
+        max_steps=STEPS,
+        accelerator="cpu",
+        devices=int(os.environ.get("WORLD_SIZE", 1)),
+        strategy="ddp" if "WORLD_SIZE" in os.environ else "auto",
+        logger=False,
+        callbacks=[losses],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(method, datamodule=datamodule)
+    scores = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
+    total = sum(float(parameter.detach().double().sum()) for parameter in method.parameters())
+    return {"losses": losses.found, "scores": scores, "weights": everywhere(total)}
+
+
+def everywhere(value: Any) -> list[Any]:
+    """The values of all ranks."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def every_method() -> dict[str, Any]:
+    """Each method of kdzoo that trains a student on images, with its tiny config and an untrained teacher."""
+    import yaml
+
+    results = {}
+    for name, entry in registry.entries(registry.METHODS).items():
+        if entry.distribution != "kdzoo":
+            continue
+        settings = yaml.safe_load(registry.find_config(f"{name}_tiny").read_text())
+        settings["model"] = {**settings["model"], "class_path": class_path(registry.METHODS, name)}
+        settings["model"]["init_args"] = {**settings["model"]["init_args"], "student": STUDENT}
+        seed_everything(0, verbose=False)
+        with untrained_teachers():
+            results[name] = run(make_method(settings), data())
+    return results
+
+
+def with_store(teacher: str) -> dict[str, Any]:
+    """`kd` with a store that the ranks fill together."""
+    written: list[int] = []
+    pwrite = os.pwrite
+
+    def counted(file: int, content: Any, offset: int) -> int:
+        written.append(len(content))
+        return pwrite(file, content, offset)
+
+    os.pwrite = counted  # type: ignore[assignment]
+    seed_everything(0, verbose=False)
+    method = KD(student=STUDENT, teacher=Teacher(checkpoint=teacher, store="fp32", views=3))
+    found = run(method, data())
+    os.pwrite = pwrite
+    return {**found, "written": everywhere(sum(written))}
+
+
+if __name__ == "__main__":
+    quieten()
+    torch.use_deterministic_algorithms(True)
+    results = {**every_method(), "kd with a store": with_store(sys.argv[2])}
+    if int(os.environ.get("RANK", 0)) == 0:
+        Path(sys.argv[1]).write_text(json.dumps(results))

@@ -1,0 +1,135 @@
+"""A run that is killed at any time and continued by `--ckpt_path last` ends as if nothing had happened."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from kdzoo.registry import find_config
+from kdzoo.teachers.store import Store
+
+TRAINER = {"accelerator": "cpu", "log_every_n_steps": 5}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    """`kd` from a recipe through a store, in a few seconds of each; shuffled, augmented, with accumulated gradients."""
+    folder = tmp_path_factory.mktemp("configs")
+    teacher = yaml.safe_load(find_config("teacher_fmnist_small").read_text())
+    teacher["model"]["init_args"]["student"] = "cnn_14k"
+    teacher["trainer"] = {**TRAINER, "max_epochs": 2}
+    teacher["save_every"] = 0.0
+    (folder / "kill_teacher.yaml").write_text(yaml.safe_dump(teacher))
+    student = yaml.safe_load(find_config("kd_tiny").read_text())
+    recipe = {"recipe": str(folder / "kill_teacher.yaml"), "store": "fp32", "views": 3}
+    student["model"]["init_args"]["teacher"] = recipe
+    student["data"]["init_args"] = {"labelled": 1000, "batch_size": 64, "num_workers": 1}
+    student["trainer"] = {**TRAINER, "max_epochs": 3, "accumulate_grad_batches": 2}
+    student["save_every"] = 0.0  # a checkpoint whenever the metrics are written
+    (folder / "kill_kd.yaml").write_text(yaml.safe_dump(student))
+    return folder / "kill_kd.yaml"
+
+
+def start(config: Path, folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "kdzoo", "fit", "--config", str(config), "--ckpt_path", "last"]
+    environment = {**os.environ, "KDZOO_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(config: Path, folder: Path) -> Path:
+    run = start(config, folder)
+    _, said = run.communicate(timeout=600)
+    assert run.returncode == 0, said[-3000:]
+    (result,) = folder.glob("runs/kd/*/result.json")  # continued in its own folder
+    return result.parent
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config, tmp_path_factory) -> tuple[Path, float]:
+    """The run as it should be, and how long it takes."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    begin = time.monotonic()
+    return finish(config, folder / "run"), time.monotonic() - begin
+
+
+def check(run: Path, expected: Path) -> None:
+    """The same weights, metrics, store and teacher, to the bit; and nothing left lying about."""
+    for name, tensor in load_file(expected / "export" / "model.safetensors").items():
+        assert torch.equal(load_file(run / "export" / "model.safetensors")[name], tensor), name
+    first, second = (torch.load(each / "checkpoints" / "last.ckpt", weights_only=True) for each in (run, expected))
+    assert first["global_step"] == second["global_step"]
+    for name, tensor in second["optimizer_states"][0]["state"][0].items():
+        assert torch.equal(torch.as_tensor(first["optimizer_states"][0]["state"][0][name]), torch.as_tensor(tensor))
+    assert (run / "metrics.csv").read_text() == (expected / "metrics.csv").read_text()
+    results = [json.loads((each / "result.json").read_text()) for each in (run, expected)]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    assert results[0]["teacher"] == results[1]["teacher"]
+    stores = [next(each.parents[2].glob("cache/stores/*/store.json")).parent for each in (run, expected)]
+    for file in Store.at(stores[1]).found():
+        one, two = (Store.at(store).rows(*file).path.read_bytes() for store in stores)
+        assert one == two
+    assert not list(run.rglob("*.tmp"))
+    assert not list(run.parents[2].glob("cache/*/*.training"))
+
+
+def kill_and_resume(config: Path, folder: Path, times: list[float]) -> Path:
+    """Kill one attempt after the other, `times` seconds after its start, and then let it finish."""
+    for number, seconds in enumerate(times):
+        run = start(config, folder)
+        try:
+            _, said = run.communicate(timeout=seconds)
+            assert run.returncode == 0, said[-3000:]
+            break  # it was done before
+        except subprocess.TimeoutExpired:
+            if number % 2:
+                run.kill()  # a teacher's training of its own process lives on
+            else:
+                os.killpg(run.pid, signal.SIGKILL)
+            run.communicate()
+    if list(folder.glob("runs/kd/*/result.json")):
+        return next(folder.glob("runs/kd/*/result.json")).parent
+    return finish(config, folder)
+
+
+def test_killed_three_times(config, undisturbed, tmp_path):
+    expected, seconds = undisturbed
+    moments = random.Random(0)
+    times = [seconds * moments.uniform(0.3, 0.7) for _ in range(3)]
+    check(kill_and_resume(config, tmp_path / "run", times), expected)
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("seed", range(10))
+def test_thirty_kills(config, undisturbed, tmp_path, seed):
+    expected, seconds = undisturbed
+    moments = random.Random(seed)
+    times = [seconds * moments.uniform(0.2, 0.9) for _ in range(3)]
+    check(kill_and_resume(config, tmp_path / "run", times), expected)
+
+
+def test_another_config_starts_anew(config, undisturbed, tmp_path):
+    expected, _ = undisturbed
+    folder = expected.parents[2]
+    run = start(config, folder)  # the first is finished, so there is nothing to continue
+    time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.communicate()
+    assert len(list(folder.glob("runs/kd/*/result.json"))) == 1

@@ -1,0 +1,64 @@
+"""Two processes do what one does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdzoo import registry
+from kdzoo.datamodules.fashion_mnist import FashionMNIST
+from kdzoo.export.image import export_image_network
+from kdzoo.students.build import build
+from kdzoo.teachers.store import Store
+
+SCRIPT = Path(__file__).with_name("ranks.py")
+METHODS = [name for name, entry in registry.entries(registry.METHODS).items() if entry.distribution == "kdzoo"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The results of one process and of two, and their caches."""
+    folder = tmp_path_factory.mktemp("ranks")
+    export_image_network(build("cnn_14k", FashionMNIST().spec), FashionMNIST().spec, folder / "teacher")
+    found = {}
+    for world in (1, 2):
+        launcher = [] if world == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        cache = folder / f"cache{world}"
+        done = subprocess.run(
+            [sys.executable, *launcher, str(SCRIPT), str(folder / f"{world}.json"), str(folder / "teacher")],
+            env={**os.environ, "KDZOO_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[world] = json.loads((folder / f"{world}.json").read_text()), cache
+    return found
+
+
+@pytest.mark.parametrize("name", [*METHODS, "kd with a store"])
+def test_two_processes_do_what_one_does(runs, name):
+    (one, _), (two, _) = runs[1], runs[2]
+    np.testing.assert_allclose(two[name]["losses"], one[name]["losses"], rtol=1e-5)
+    assert len(one[name]["losses"]) == 8
+    first, second = two[name]["weights"]
+    assert first == second  # the ranks agree to the bit
+    assert one[name]["scores"].keys() == {"val/accuracy", "val/nll", "val/ece"}
+    for score, value in one[name]["scores"].items():
+        assert two[name]["scores"][score] == pytest.approx(value, rel=1e-4), score
+
+
+def test_the_ranks_fill_the_store_together_each_row_once(runs):
+    stores = {
+        world: Store.at(next(path for path in (cache / "stores").iterdir() if path.is_dir()))
+        for world, (_, cache) in runs.items()
+    }
+    size = sum(stores[2].rows(*file).path.stat().st_size for file in stores[2].found())
+    written = runs[2][0]["kd with a store"]["written"]
+    assert sum(written) == size
+    for file in stores[1].found():
+        np.testing.assert_allclose(stores[2].rows(*file).open(), stores[1].rows(*file).open(), rtol=1e-5, atol=1e-6)
