@@ -57,6 +57,10 @@ class Method(LightningModule):
     def prepare(self) -> None:
         """Make what must exist before the Trainer starts, such as a recipe's teacher."""
 
+    def write_predictions(self, predictions: list[Any], folder: Path) -> Path:
+        """Write what `predict_step` returned, batch by batch, into a folder; return the file."""
+        raise UserError(f"{type(self).__name__} makes no predictions of a data set.")
+
     def summary(self) -> str:
         """Say in a few words what is trained."""
         return f"{count(sum(p.numel() for p in self.parameters() if p.requires_grad))} parameters"
@@ -109,6 +113,7 @@ class Method(LightningModule):
             raise UserError(
                 f"{type(self).__name__} takes its sizes from the data: give the Trainer a data module with a `spec`."
             )
+        self.__dict__.pop("_total_steps", None)  # of an earlier fit
         self.build_for(spec)
         choose_views(self, self.trainer.datamodule)  # type: ignore[attr-defined]
 
@@ -153,4 +158,6 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
     return value if isinstance(value, str | int | float | bool | None) else None

@@ -268,6 +268,15 @@ def test_a_class_path_outside_the_registry(tmp_path, capsys):
         ("--trainer.strategy", '{"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "FIRED"]}}'),
         ("--model.optim.optimizer", '{"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "FIRED"]}}'),
         ("--model.optim.optimizer", "os.system"),
+        (
+            "--trainer.callbacks",
+            '[{"class_path": "lightning.pytorch.callbacks.LambdaCallback", "init_args": '
+            '{"on_fit_start": "os.system"}}]',
+        ),
+        (
+            "--model.optim.lr_scheduler",
+            '{"class_path": "torch.optim.lr_scheduler.LambdaLR", "init_args": {"lr_lambda": "os._exit"}}',
+        ),
         ("--data", "subprocess.Popen"),
         ("--model.student", "hf-hub:someone/something"),
         ("--model.weights", "/etc/passwd"),
