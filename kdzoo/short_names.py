@@ -119,7 +119,8 @@ def explain(message: str) -> str:
     if tries := re.findall(r"(Expected .+?)(?:\. Got value: (.+)|\n|$)", message):
         tried, value = next((pair for pair in tries if pair[1]), tries[0])
         return f"{key or 'An argument'}: {_readable(tried)}{f', got {value.strip()}' if value else ''}."
-    return " ".join(message.split())
+    text = " ".join(message.split())
+    return text if len(text) <= 400 else f"{text[:400]} ..."
 
 
 def _readable(text: str) -> str:
