@@ -1,11 +1,15 @@
 """Fixtures for all tests: installed packages that do not exist."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+
+# Two workers of one thread each, and so their subprocesses: threads that wait for each other's core are slow.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from kdzoo import registry
 

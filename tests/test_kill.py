@@ -41,7 +41,7 @@ def config(tmp_path_factory) -> Path:
 
 def start(config: Path, folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "kdzoo", "fit", "--config", str(config), "--ckpt_path", "last"]
-    environment = {**os.environ, "KDZOO_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "KDZOO_CACHE": str(folder / "cache")}
     folder.mkdir(exist_ok=True)
     return subprocess.Popen(
         command,

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from kdzoo import registry
+from kdzoo.cli import main
 from kdzoo.datamodules.fashion_mnist import FashionMNIST
 from kdzoo.export.image import export_image_network
 from kdzoo.students.build import build
@@ -30,7 +32,7 @@ def runs(tmp_path_factory):
         cache = folder / f"cache{world}"
         done = subprocess.run(
             [sys.executable, *launcher, str(SCRIPT), str(folder / f"{world}.json"), str(folder / "teacher")],
-            env={**os.environ, "KDZOO_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "KDZOO_CACHE": str(cache)},
             capture_output=True,
             text=True,
             timeout=300,
@@ -60,5 +62,47 @@ def test_the_ranks_fill_the_store_together_each_row_once(runs):
     size = sum(stores[2].rows(*file).path.stat().st_size for file in stores[2].found())
     written = runs[2][0]["kd with a store"]["written"]
     assert sum(written) == size
+    assert min(written) > 0
     for file in stores[1].found():
         np.testing.assert_allclose(stores[2].rows(*file).open(), stores[1].rows(*file).open(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_command_line_on_two_processes(tmp_path):
+    """From an empty cache to the export: the recipe is trained once, by one process, and the first rank tells of it."""
+    teacher = yaml.safe_load(registry.find_config("teacher_fmnist_small").read_text())
+    teacher["model"]["init_args"]["student"] = "cnn_14k"
+    teacher["trainer"] = {"accelerator": "cpu", "max_epochs": -1, "max_steps": 2}
+    (tmp_path / "ranks_teacher.yaml").write_text(yaml.safe_dump(teacher))
+    source = f"{{recipe: {tmp_path / 'ranks_teacher.yaml'}, store: fp16, views: 1}}"
+    command = ["-m", "kdzoo", "fit", "--config", "kd_tiny", "--model.teacher", source, "--trainer.max_steps", "3"]
+    ddp = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    done = subprocess.run(
+        [sys.executable, *command, *ddp],
+        env={**os.environ, "KDZOO_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for words in (
+        "is not cached: training it first",
+        "student   cnn_14k",
+        "result    test accuracy",
+        "export    runs/kd/",
+    ):
+        assert done.stdout.count(words) == 1, done.stdout
+    (run,) = (tmp_path / "runs" / "kd").iterdir()
+    result = json.loads((run / "result.json").read_text())
+    assert result["steps"] == 3
+    assert (run / "export" / "model.safetensors").is_file()
+    assert "Confusion" in (run / "report.html").read_text()
+    assert len(list((tmp_path / "cache" / "teachers").glob("*/config.json"))) == 1
+
+
+def test_ranks_of_another_launcher_need_a_folder(monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    with pytest.raises(SystemExit) as exit:
+        main(["fit", "--config", "kd_tiny"])
+    assert exit.value.code == 2
+    assert "give all of them the same --run_dir" in capsys.readouterr().err
