@@ -71,6 +71,7 @@ class LastCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, folder: Path, every: float) -> None:
+        folder = folder.absolute()  # Lightning removes the file of another name, and a relative one would be another
         super().__init__(folder, filename="last", enable_version_counter=False)
         self.path, self.seconds, self.written = folder / "last.ckpt", 60 * every, time.monotonic()
 

@@ -36,7 +36,6 @@ def quieten() -> None:
         ".*LeafSpec.*",
         ".*callbacks used to create the checkpoint.*",
         ".*Checkpoint directory .* exists and is not empty.*",
-        ".*You have overridden `on_before_batch_transfer`.*",
     )
     for pattern in patterns:
         warnings.filterwarnings("ignore", pattern)

@@ -1,6 +1,7 @@
 """`Method`: the base of every registered method. It assumes nothing about labels, teachers or optimizers."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -114,6 +115,8 @@ class Method(LightningModule):
                 f"{type(self).__name__} takes its sizes from the data: give the Trainer a data module with a `spec`."
             )
         self.__dict__.pop("_total_steps", None)  # of an earlier fit
+        # Lightning asks whether this was meant: it was.
+        warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer`")
         self.build_for(spec)
         choose_views(self, self.trainer.datamodule)  # type: ignore[attr-defined]
 
