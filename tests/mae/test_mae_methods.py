@@ -264,7 +264,7 @@ def trainer(folder, **options):
 def test_probes_figures_and_the_export(tmp_path):
     seed_everything(0, verbose=False)
     method, data = MAE("vit_48x4_patch4_28", norm_pix_loss=True, **SMALL), RandomLike(SPEC, samples=24, batch_size=8)
-    run = trainer(tmp_path, max_steps=1)
+    run = trainer(tmp_path, max_epochs=1)
     run.fit(method, datamodule=data)
     assert set(run.callback_metrics) >= {"val/pixel_loss"}
     scores = run.test(method, datamodule=data, verbose=False)[0]
