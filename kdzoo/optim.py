@@ -24,8 +24,10 @@ class Optim:
         schedule: Shape of the learning rate over the run: `step` multiplies it by 0.1 at each milestone.
         milestones: Where `step` decays, as fractions of the run in (0, 1).
         warmup: Fraction of the run over which the learning rate rises linearly from zero.
-        optimizer: Any torch optimizer in place of SGD; `lr`, `weight_decay` and `momentum` are then its own.
+        optimizer: Any torch optimizer in place of `name`; `lr`, `weight_decay` and `momentum` are then its own.
         lr_scheduler: Any torch scheduler, stepped once an epoch, in place of `schedule`.
+        name: `sgd` or `adamw`.
+        betas: AdamW's decay rates of its two averages.
     """
 
     lr: float = 0.05
@@ -36,6 +38,8 @@ class Optim:
     warmup: float = 0.0
     optimizer: OptimizerCallable | None = None
     lr_scheduler: LRSchedulerCallable | None = None
+    name: Literal["sgd", "adamw"] = "sgd"
+    betas: tuple[float, float] = (0.9, 0.999)
 
     def factor(self, progress: float) -> float:
         """Learning rate at `progress` (fraction of the run, [0, 1]) as a multiple of the peak."""
@@ -59,6 +63,8 @@ class Optim:
         """
         if self.optimizer is not None:
             optimizer = self.optimizer(parameters)
+        elif self.name == "adamw":
+            optimizer = torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
         else:
             optimizer = torch.optim.SGD(
                 parameters,

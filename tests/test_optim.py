@@ -65,3 +65,15 @@ def test_a_group_keeps_its_own_rate_under_the_schedule():
 def test_a_run_without_an_end_has_no_schedule():
     with pytest.raises(UserError, match="length of the run"):
         Optim().configure([nn.Parameter(torch.zeros(1))], float("inf"))
+
+
+def test_adamw_by_name():
+    weights, bias = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    optim = Optim(name="adamw", lr=0.5, weight_decay=0.1, betas=(0.8, 0.9), schedule="constant")
+    groups = [{"params": [weights]}, {"params": [bias], "weight_decay": 0.0}]
+    optimizer = optim.configure(groups, 10)["optimizer"]
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert [(g["lr"], g["weight_decay"], g["betas"]) for g in optimizer.param_groups] == [
+        (0.5, 0.1, (0.8, 0.9)),
+        (0.5, 0.0, (0.8, 0.9)),
+    ]

@@ -50,12 +50,16 @@ class Classifier(Method):
     def build(self, spec: dict[str, Any]) -> None:
         """Make the student, the teacher and the metrics; a subclass adds its own modules after this."""
         classes = spec["classes"]
-        self.student = build(self.architecture, spec, self.weights)
+        self.make_student(spec)
         if self.teachers:
             self.teacher, self._teacher_summary = sources.load(self.teachers, spec)
         self.val_scores, self.test_scores = _scores(classes), _scores(classes)
         self.confusion = MulticlassConfusionMatrix(classes)
         self.seen: dict[str, list[Tensor]] = {}
+
+    def make_student(self, spec: dict[str, Any]) -> None:
+        """Make the student."""
+        self.student = build(self.architecture, spec, self.weights)
 
     def prepare(self) -> None:
         """Train the teachers that are recipes and not in the cache."""

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import kdzoo.students.cifar_resnet
 import kdzoo.students.cifar_wrn
-import kdzoo.students.small_cnn  # noqa: F401 - the three register their networks with timm
+import kdzoo.students.small_cnn
+import kdzoo.students.small_vit  # noqa: F401 - the four register their networks with timm
 from kdzoo.errors import UserError, near
 from kdzoo.students.network import ImageNetwork
 
@@ -53,7 +54,7 @@ def build(name: str, spec: dict[str, Any], weights: str | None = None) -> ImageN
         found = config["num_classes"]
     else:
         path = Path(weights)
-        state = read_state(path)
+        state = without_decoder(read_state(path))
         config |= _saved_config(path.with_name("config.json"))
         found = _head_classes(state, config.get("classifier"))
         network = _create_from(state, path, name, spec, input_size=config["input_size"], num_classes=found, **options)
@@ -92,6 +93,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} holds no state dict: save `network.state_dict()` alone.")
     return content
+
+
+def without_decoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out the decoder that some files of masked autoencoders have: timm's networks are their encoders."""
+    if "decoder_embed.weight" not in state:
+        return state
+    return {name: value for name, value in state.items() if not name.startswith("decoder_") and name != "mask_token"}
 
 
 def _create(name: str, spec: dict[str, Any], **options: Any) -> nn.Module:
