@@ -82,6 +82,7 @@ class KdzooCLI(LightningCLI):
             kwargs["enable_checkpointing"] = False
         if self.subcommand == "predict":
             callbacks.append(PredictionFile(self.run_dir / "predictions.csv"))
+            self.model.run_dir = self.run_dir
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:
@@ -164,7 +165,9 @@ class PredictionFile(BasePredictionWriter):
         self.path = path
 
     def write_on_epoch_end(self, trainer: Trainer, pl_module: Any, predictions: Any, batch_indices: Any) -> None:
-        """Write the file and say where it is."""
+        """Write the file and say where it is; a method without logits writes by itself."""
+        if not all("logits" in batch for batch in predictions):
+            return
         names = (pl_module.spec or {}).get("class_names")
         lines = ["index,predicted,confidence"]
         for batch in predictions:
