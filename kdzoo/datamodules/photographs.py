@@ -1,7 +1,7 @@
 """Pictures as people have them: read without loss, or refused in one sentence that names the file."""
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -11,8 +11,7 @@ from kdzoo.errors import UserError
 GREY, COLOUR, PALETTE, DEEP = ("1", "L", "LA"), ("RGB", "RGBA"), ("P", "PA"), ("I;16", "I;16B", "I;16L", "I")
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A decoded picture, upright.
 
     Attributes:
@@ -62,7 +61,7 @@ def read_picture(path: Path) -> Picture:
 def _problem(image: Image.Image, deep: bool) -> str | None:
     if image.mode not in (*GREY, *COLOUR, *PALETTE) and not deep:
         return f"has pixels of the kind {image.mode}: convert it to RGB or grey"
-    if not deep and any(";16" in str(tile[3]) for tile in image.tile):
+    if not deep and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
         return "has 16 bits in each of several channels, of which 8 would be lost: convert it to 8 bits"
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's photograph with a second view
         return f"holds {image.n_frames} pictures: save the one that you want"  # type: ignore[attr-defined]

@@ -126,8 +126,9 @@ class ToUpscale(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, number: int) -> Batch:
-        """One picture: `lr` float32 [1, 3, H, W] in [0, 1], and `picture`, `path`, `name`."""
+    def __getitems__(self, numbers: list[int]) -> Batch:
+        """The picture with this one number: `lr` float32 [1, 3, H, W] in [0, 1], and `picture`, `path`, `name`."""
+        (number,) = numbers
         try:
             picture = read_picture(self.paths[number])
         except UserError as error:
@@ -215,7 +216,7 @@ class SRFolder(ImageData):
         if memory <= 0:
             raise UserError(f"SRFolder: memory={memory} must be positive, in GB.")
         self.source, self.root, self.parts = source, root, (train, test)
-        self.scale, self.patch, self.patches, self.in_memory = scale, patch, patches, in_memory
+        self.scale, self.patch, self.patches, self.keep = scale, patch, patches, in_memory
         self.image, self.memory, self.tiling = image, memory, tiling
 
     @property
@@ -264,7 +265,7 @@ class SRFolder(ImageData):
         shown = [path for number, path in enumerate(train) if number not in held_out]
         training = self.photographs(shown, self.patches)
         self.samples = len(training)
-        self.train_set = replace(training, training=True, keep=self.in_memory)
+        self.train_set = replace(training, training=True, keep=self.keep)
         validation = self.photographs([train[number] for number in sorted(held_out)])
         self.validation_set = replace(validation, first=self.samples) if held_out else None
         self.test_set = replace(self.photographs(test), first=self.samples + len(held_out))
@@ -277,7 +278,7 @@ class SRFolder(ImageData):
     def train_dataloader(self) -> DataLoader[Batch]:
         """The training part, shuffled by the run's seed."""
         self.setup()
-        if self.in_memory and isinstance(self.train_set, Photographs):
+        if self.keep and isinstance(self.train_set, Photographs):
             for number in range(len(self.train_set.paths)):  # before there are workers, which then share them
                 self.train_set.pair(number)
         return super().train_dataloader()
@@ -299,7 +300,8 @@ class SRFolder(ImageData):
         stems = [str(file.relative_to(top).with_suffix("")) for file in paths]
         names = [stem if stems.count(stem) == 1 else str(file.relative_to(top)) for stem, file in zip(stems, paths)]
         options = {"memory": self.memory, "tiling": self.tiling}
-        return DataLoader(ToUpscale(paths, names, options), batch_size=None, num_workers=self.num_workers)
+        pictures = ToUpscale(paths, names, options)
+        return DataLoader(pictures, batch_size=1, collate_fn=as_it_is, num_workers=self.num_workers)
 
     def prepare(self, batch: Batch, augment: bool) -> Batch:
         """Make the images float32 in [0, 1]; the patches are turned and mirrored already.

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import l1_loss
 
 from kdzoo.card import Card
-from kdzoo.dense.super_resolver import SuperResolver, load_teacher
+from kdzoo.dense.super_resolver import SuperResolver
+from kdzoo.dense.trained import load_teacher
 from kdzoo.teachers import sources
 from kdzoo.teachers.frozen import FrozenTeacher
 from kdzoo.teachers.sources import Teachers

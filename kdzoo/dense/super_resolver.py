@@ -1,7 +1,5 @@
 """`SuperResolver`: what methods that train a super-resolution network share, from loss and metrics to pictures."""
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +10,6 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from matplotlib.figure import Figure
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 from torchmetrics import MeanMetric
@@ -22,16 +19,13 @@ from kdzoo.console import count, say
 from kdzoo.datamodules.photographs import Picture, write_png
 from kdzoo.dense.imdn_network import IMDNNetwork, PlainNetwork, bicubic
 from kdzoo.dense.tiling import passes, pieces
+from kdzoo.dense.trained import NETWORKS, warm_start
 from kdzoo.errors import UserError
 from kdzoo.export.super_resolution import export_super_resolver
 from kdzoo.method import Method
 from kdzoo.metrics.sr import crops_figure, psnr_y, ssim_y, telling_crop
-from kdzoo.spec import check_spec
 from kdzoo.teachers import sources
-from kdzoo.teachers.frozen import FrozenTeacher
-from kdzoo.teachers.recipe import read_config, trained
 
-NETWORKS: dict[str, type[nn.Module]] = {"imdn": IMDNNetwork, "plain_sr": PlainNetwork}
 SHOWN = 4  # photographs in the report
 
 
@@ -47,7 +41,7 @@ class SuperResolver(Method):
         weights: Export of a run to start from; one for another scale gives all but its up-sampler.
     """
 
-    student: nn.Module
+    student: IMDNNetwork | PlainNetwork
 
     def __init__(
         self,
@@ -87,7 +81,7 @@ class SuperResolver(Method):
         """Adam, whose rate is halved after each of `stages` equal parts of the run; nothing where nothing is learnt."""
         parameters = list(self.student.parameters())
         if not parameters:
-            return None
+            return []
         if not math.isfinite(self.total_steps):
             raise UserError("The learning rate follows the run's length: give trainer.max_epochs or max_steps.")
         optimizer = self.optimizer(parameters) if self.optimizer else torch.optim.Adam(parameters, lr=self.lr)
@@ -138,7 +132,7 @@ class SuperResolver(Method):
         height, width, channels = picture.pixels.shape
         pixels = np.empty((scale * height, scale * width, channels), picture.pixels.dtype)
         # What the process holds by now, the picture included, and the result's pages, which are not yet touched.
-        held = own_memory() if lr.device.type == "cpu" else torch.cuda.memory_allocated(lr.device)
+        held = torch.cuda.memory_allocated(lr.device) if lr.is_cuda else own_memory()
         memory = 1e9 * batch["memory"] - held - pixels.nbytes
         steps = pieces(self.student, lr, batch["tiling"], memory)
         for piece in self._shown(steps, passes(self.student, lr, batch["tiling"], memory), Path(batch["path"]).name):
@@ -173,79 +167,3 @@ class SuperResolver(Method):
     def export(self, folder: Path, scores: dict[str, float] | None = None) -> list[str]:
         """Write the network: see `kdzoo.export.super_resolution`."""
         return export_super_resolver(self.student, self.network, self.arguments, dict(self.spec or {}), folder, scores)
-
-
-# -------------------------------------------------------------------------------------------------- trained networks
-
-
-def read_export(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Read the export of a super-resolution run.
-
-    Args:
-        folder: The export, or the run's folder.
-
-    Returns:
-        The network, and the whole `config.json`.
-
-    Raises:
-        UserError: The folder is no such export, or is damaged.
-    """
-    inner = folder / "export" if (folder / "export").is_dir() else folder
-    try:
-        config = json.loads((inner / "config.json").read_text(encoding="utf-8"))
-        network = NETWORKS[config["network"]](config["spec"]["scale"], **config["arguments"])
-        network.load_state_dict(load_file(inner / "model.safetensors"))
-    except Exception as error:  # a damaged file can fail in any way
-        reason = str(error).strip().partition("\n")[0][:160]
-        raise UserError(
-            f"'{folder}' holds no intact export of a super-resolution run ({type(error).__name__}: {reason})."
-        ) from error
-    return network, config
-
-
-def warm_start(network: nn.Module, folder: Path) -> None:
-    """Load an export's weights; of one for another scale all but the up-sampler.
-
-    Raises:
-        UserError: The export is of another architecture.
-    """
-    given, own = read_export(folder)[0].state_dict(), network.state_dict()
-    fits = {name: weight for name, weight in given.items() if name in own and weight.shape == own[name].shape}
-    differing = [name for name in own.keys() | given.keys() if name not in fits]
-    if wrong := sorted(name for name in differing if not name.startswith("up_sampler.")):
-        raise UserError(f"The weights in '{folder}' are of another architecture: '{wrong[0]}' does not fit.")
-    network.load_state_dict({**own, **fits})
-
-
-def load_teacher(given: list[sources.Teacher], spec: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]:
-    """Load super-resolution networks as a teacher, and say who they are: `source`, `hash`, `parameters`, `scores`.
-
-    Raises:
-        UserError: A source is missing or damaged, or is for another scale.
-    """
-    networks, scores, digest = [], [], hashlib.sha256()
-    for teacher in given:
-        if teacher.timm or teacher.store:
-            raise UserError("A teacher of super-resolution is a recipe or the folder of a run, and has no store.")
-        if teacher.recipe and sources.untrained():
-            model = read_config(teacher.recipe, teacher.set)["model"]
-            cls, arguments = NETWORKS[model["class_path"].partition("@")[0]], model.get("init_args", {})
-            sizes = {name: arguments[name] for name in ("features", "blocks", "layers") if name in arguments}
-            networks.append(cls(spec["scale"], **sizes))
-            scores.append({})
-            continue
-        folder = trained(teacher.recipe, teacher.set) if teacher.recipe else Path(str(teacher.checkpoint))
-        network, config = read_export(folder)
-        check_spec(config["spec"], spec, f"The teacher '{teacher.source}'")
-        networks.append(network)
-        scores.append(config["scores"])
-    for network in networks:
-        for name, weight in network.state_dict().items():
-            digest.update(name.encode() + weight.numpy().tobytes())
-    summary = {
-        "source": " + ".join(teacher.source for teacher in given),
-        "hash": digest.hexdigest()[:8],
-        "parameters": sum(p.numel() for network in networks for p in network.parameters()),
-        "scores": scores[0] if len(scores) == 1 else {},
-    }
-    return FrozenTeacher(networks, given[0].dtype, inputs=("lr",)), summary

@@ -49,8 +49,8 @@ def passes(network: Any, image: Tensor, tiling: Tiling, memory: float) -> int:
     """Return how many steps `pieces` takes."""
     if tiling == "published":
         return 4
-    side = tile_side(network, memory)
-    return (network.attentions + 1) * len(tiles(*image.shape[-2:], side))
+    height, width = image.shape[-2:]
+    return (network.attentions + 1) * len(tiles(height, width, tile_side(network, memory)))
 
 
 def tile_side(network: Any, memory: float) -> int:
@@ -91,8 +91,8 @@ def cut(image: Tensor, box: Box, scale: int = 1) -> Tensor:
 
 def exact(network: Any, image: Tensor, side: int) -> Iterator[tuple[Box, Tensor] | None]:
     """Upscale with tiles of `side` pixels; equal to `network(image)` up to rounding. Yields as `pieces` does."""
-    size = image.shape[-2:]
-    boxes = [(box, *widened(box, network.halo, *size)) for box in tiles(*size, side)]
+    height, width = image.shape[-2:]
+    boxes = [(box, *widened(box, network.halo, height, width)) for box in tiles(height, width, side)]
     contrasts: list[Tensor] = []  # of the whole image, block by block
     while len(contrasts) < network.attentions:
         total = squares = torch.zeros(())
@@ -101,8 +101,8 @@ def exact(network: Any, image: Tensor, side: int) -> Iterator[tuple[Box, Tensor]
             total = total + seen.sum((2, 3), keepdim=True).cpu()
             squares = squares + seen.square().sum((2, 3), keepdim=True).cpu()
             yield None
-        mean = total / size.numel()
-        variance = (squares / size.numel() - mean**2).clamp(min=0)
+        mean = total / (height * width)
+        variance = (squares / (height * width) - mean**2).clamp(min=0)
         contrasts.append(((variance + EPSILON).sqrt() + mean).to(image))
     for box, outer, inner in boxes:
         top, left, bottom, right = (network.scale * edge for edge in box)

@@ -38,7 +38,7 @@ def psnr_y(output: Tensor, truth: Tensor, scale: int) -> Tensor:
         scale: width of the border that is left out.
     """
     pair = shaved(luma(output), scale), shaved(luma(truth), scale)
-    return peak_signal_noise_ratio(*pair, data_range=255.0, reduction="none", dim=(1, 2, 3))  # type: ignore[arg-type]
+    return peak_signal_noise_ratio(*pair, data_range=255.0, reduction="none", dim=(1, 2, 3))
 
 
 def ssim_y(output: Tensor, truth: Tensor, scale: int) -> Tensor:

@@ -73,7 +73,7 @@ def test_low_resolution_patches_lie_where_the_high_ones_do(root):
     data.setup()
     for batch in batches(data.train_dataloader(), data):
         for lr, hr, index in zip(batch["lr"], batch["hr"], batch["index"].tolist()):
-            low, high = (torch.from_numpy(side).permute(2, 0, 1) / 255 for side in data.train_set.pair(index // 3))
+            low, high = (torch.tensor(side).permute(2, 0, 1) / 255 for side in data.train_set.pair(index // 3))
             windows = low.unfold(1, 8, 1).unfold(2, 8, 1)  # [3, tops, lefts, 8, 8]
             ((top, left),) = (windows == lr[:, None, None]).all(dim=(0, 3, 4)).nonzero().tolist()
             assert torch.equal(high[:, 2 * top : 2 * top + 16, 2 * left : 2 * left + 16], hr)
@@ -110,7 +110,9 @@ def test_low_resolution_is_bicubic_with_antialiasing(root, scale):
     kernel = {"mode": "bicubic", "antialias": True}
     image = torch.from_numpy(high).permute(2, 0, 1)[None].float()
     expected = torch.nn.functional.interpolate(image, size=low.shape[:2], **kernel).clamp(0, 255).round()
-    assert abs(low.astype(int) - expected[0].permute(1, 2, 0).numpy()).max() <= 1
+    difference = abs(low.astype(int) - expected[0].permute(1, 2, 0).numpy())
+    assert difference.max() <= 2  # PIL rounds to 8 bits after each axis
+    assert difference.mean() < 0.3
 
 
 def test_held_out_photographs_are_no_training_patches(root):
@@ -156,7 +158,7 @@ def test_bad_folders(root):
     (root / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds no images"):
         folder(root, test="empty").setup()
-    with pytest.raises(UserError, match=r"0.png is 53 x 41 pixels, smaller than a patch of 42"):
+    with pytest.raises(UserError, match=r"0.png is 52 x 40 pixels, smaller than a patch of 42"):
         folder(root, patch=42).train_dataloader()
 
 

@@ -9,12 +9,14 @@ from lightning import Trainer
 from PIL import Image
 
 from kdzoo.cli import main
+from kdzoo.console import quieten
 from kdzoo.datamodules.sr_folder import SRFolder
 from kdzoo.dense.imdn import IMDN
 from kdzoo.dense.plain_sr import PlainSR
 
 
 def upscale(path, method=None, **options):
+    quieten()
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     method = method or IMDN(16, 2)
     data = SRFolder(patch=48, image=str(path), **options)
@@ -74,9 +76,11 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
             assert (image.mode, image.size) == (mode, size)
     assert not (tmp_path / "out" / "predictions.csv").exists()
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    assert main([*predict, "broken.png"]) == 1
+    with pytest.raises(SystemExit):
+        main([*predict, "broken.png"])
     assert "kdzoo: broken.png cannot be decoded" in capsys.readouterr().err
-    assert main([*predict, "mine", "--data.memory", "0.001"]) == 1
+    with pytest.raises(SystemExit):
+        main([*predict, "mine", "--data.memory", "0.001"])
     assert "too little for one tile: give data.memory" in capsys.readouterr().err
 
 
