@@ -31,7 +31,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """Give an empty folder to write into; at the end it becomes `folder`, and an earlier one is replaced."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        work, earlier = Path(scratch) / "work", Path(scratch) / "earlier"
+        work, earlier = Path(scratch) / folder.name, Path(scratch) / ".earlier"
         work.mkdir()
         yield work
         if folder.exists():

@@ -85,9 +85,11 @@ def _network(teacher: sources.Teacher, spec: dict[str, Any]) -> tuple[Network, d
     if teacher.timm or teacher.store:
         raise UserError("A teacher of super-resolution is a recipe or the folder of a run, and has no store.")
     if sources.untrained() and not (teacher.checkpoint and Path(teacher.checkpoint).exists()):
-        config = read_config(teacher.recipe, teacher.set)["model"] if teacher.recipe else {"class_path": "imdn"}
-        sizes = {name: size for name, size in config.get("init_args", {}).items() if name in SIZES}
-        return NETWORKS[config["class_path"].partition("@")[0]](spec["scale"], **sizes), {}
+        if not teacher.recipe:
+            return PlainNetwork(spec["scale"]), {}
+        model = read_config(teacher.recipe, teacher.set)["model"]
+        sizes = {name: size for name, size in model.get("init_args", {}).items() if name in SIZES}
+        return NETWORKS[model["class_path"].partition("@")[0]](spec["scale"], **sizes), {}
     folder = train_recipe(teacher.recipe, teacher.set) if teacher.recipe else Path(str(teacher.checkpoint))
     network, config = read_export(folder)
     check_spec(config["spec"], spec, f"The teacher '{teacher.source}'")
