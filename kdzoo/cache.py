@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kdzoo.errors import UserError, near
+from kdzoo.files import cache_dir
 from kdzoo.teachers.store import Store
 
 DAY = 24 * 3600
@@ -86,8 +87,9 @@ def kept(folder: Path) -> list[Kept]:
     ]
 
 
-def main(argv: Sequence[str], folder: Path) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run `kdzoo cache`; 1 if `verify` found a damage that it was not to repair."""
+    folder = cache_dir()
     parser = argparse.ArgumentParser("kdzoo cache", description=f"Teachers and their stores in {folder}.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="list | verify | prune")
     commands.add_parser("list", help="what there is, how big it is, and when it was used")

@@ -1,22 +1,27 @@
 """What goes with every run: exact resume, a stop at NaN, the metrics file, the cost."""
 
 import csv
+import io
 import os
+import random
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from kdzoo.errors import UserError
-from kdzoo.files import whole
+from kdzoo.files import whole, write_text
 
 
 class ExactResume(Callback):
@@ -26,13 +31,16 @@ class ExactResume(Callback):
     """
 
     def __init__(self) -> None:
-        self.states: dict[str, Tensor] | None = None
+        self.states: dict[str, Any] | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the random states."""
-        checkpoint["random_states"] = {"cpu": torch.get_rng_state()}
+        kind, keys, *rest = np.random.get_state()
+        states = {"cpu": torch.get_rng_state(), "python": random.getstate()}
+        states["numpy"] = (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest)
         if torch.cuda.is_available():
-            checkpoint["random_states"]["cuda"] = torch.cuda.get_rng_state()
+            states["cuda"] = torch.cuda.get_rng_state()
+        checkpoint["random_states"] = states
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Tell the data module where the epoch goes on."""
@@ -45,6 +53,10 @@ class ExactResume(Callback):
         """Restore the random states, once."""
         if self.states:
             torch.set_rng_state(self.states["cpu"])
+            version, numbers, gauss = self.states["python"]
+            random.setstate((version, tuple(numbers), gauss))
+            kind, keys, *rest = self.states["numpy"]
+            np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
             if "cuda" in self.states and torch.cuda.is_available():
                 torch.cuda.set_rng_state(self.states["cuda"])
         self.states = None
@@ -68,6 +80,13 @@ class LastCheckpoint(ModelCheckpoint):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             with suppress(Exception):  # sharded strategies write by themselves, and say that they do
                 trainer.strategy.checkpoint_io = WholeFile()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Have none: where the file lies is no business of what is in it."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Have none."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -131,7 +150,9 @@ class StopAtNaN(Callback):
         while self.unseen:
             step, loss, index = self.unseen.popleft()
             if not torch.isfinite(loss).all():
-                samples = f" on the samples {index.tolist()}" if index is not None else ""
+                numbers = [] if index is None else index.tolist()
+                more = f" and {len(numbers) - 16} more" if len(numbers) > 16 else ""
+                samples = f" on the samples {numbers[:16]}{more}" if numbers else ""
                 good = getattr(trainer.checkpoint_callback, "last_model_path", "") or getattr(
                     trainer.checkpoint_callback, "best_model_path", ""
                 )
@@ -155,18 +176,24 @@ class MetricsFile(Callback):
         """Make the file, or cut it where the run goes on."""
         if not trainer.is_global_zero:
             return
+        self._keep(lambda step, name: step <= trainer.global_step and not name.startswith("test/"))
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop an earlier test: a run may have been killed after it."""
+        if trainer.is_global_zero and self.path.is_file():
+            self._keep(lambda step, name: not name.startswith("test/"))
+
+    def _keep(self, wanted: Callable[[int, str], bool]) -> None:
+        """Write the file again with the rows that are wanted, and whole."""
         rows = []
         if self.path.is_file():
             with self.path.open(newline="") as file:
-                rows = [
-                    row
-                    for row in csv.reader(file)
-                    if row[1:2] and row[1].isdigit() and int(row[1]) <= trainer.global_step
-                ]
-        scratch = self.path.with_suffix(".tmp")
-        with scratch.open("w", newline="") as file:
-            csv.writer(file).writerows([["epoch", "step", "name", "value"], *rows])
-        scratch.replace(self.path)
+                rows = [row for row in csv.reader(file) if len(row) == 4 and row[1].isdigit()]
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(["epoch", "step", "name", "value"])
+        writer.writerows(row for row in rows if wanted(int(row[1]), row[2]))
+        write_text(self.path, text.getvalue())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -178,7 +205,7 @@ class MetricsFile(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the metrics of the validation part."""
-        if not trainer.sanity_checking and trainer.training:
+        if not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
             self._write(trainer, "val/")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -214,10 +241,6 @@ class Cost:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, args=(every,), daemon=True)
         self._thread.start()
-        self.reset_clock()
-
-    def reset_clock(self) -> None:
-        """Count seconds from now."""
         self._wall, self._cpu = time.perf_counter(), cpu_seconds()
 
     def stop(self) -> dict[str, float]:

@@ -104,9 +104,8 @@ def _run(argv: list[str]) -> int | None:
         return bench.main(rest)
     if command == "cache":
         from kdzoo import cache
-        from kdzoo.teachers.recipe import cache_dir
 
-        return cache.main(rest, cache_dir())
+        return cache.main(rest)
     own: dict[str, Callable[[list[str]], int | None]] = {
         "list": _list,
         "info": _info,

@@ -1,7 +1,6 @@
 """`kdzoo doctor`: loads every registered class and says what is broken, why, and what to do."""
 
 import importlib.metadata
-import os
 import platform
 import shutil
 import signal
@@ -9,10 +8,10 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from kdzoo import registry
 from kdzoo.errors import UserError
+from kdzoo.files import cache_dir
 
 PATIENCE = 60  # seconds for one import
 _VERSIONS = ("kdzoo", "torch", "lightning", "jsonargparse", "timm", "diffusers")
@@ -23,7 +22,7 @@ def examine() -> int:
     print(f"python    {platform.python_version()}  {sys.executable}")
     for package in _VERSIONS:
         print(f"{package:<14}{_version(package) or 'not installed'}")
-    cache = Path(os.environ.get("KDZOO_CACHE") or "~/.cache/kdzoo").expanduser().absolute()
+    cache = cache_dir().absolute()
     existing = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
     print(f"cache         {cache}: {shutil.disk_usage(existing).free / 1e9:.1f} GB free\n")
 

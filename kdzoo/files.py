@@ -1,10 +1,15 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and where they are kept."""
 
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """The folder for what kdzoo keeps: `$KDZOO_CACHE`, or `~/.cache/kdzoo`."""
+    return Path(os.environ.get("KDZOO_CACHE") or "~/.cache/kdzoo").expanduser()
 
 
 @contextmanager

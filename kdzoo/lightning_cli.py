@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from contextlib import nullcontext
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +23,9 @@ from kdzoo.errors import UsageError, UserError
 from kdzoo.files import write_text
 from kdzoo.method import Method
 from kdzoo.proof.report import write_report
-from kdzoo.run_folder import CONFIG, RESULT, newest, rank, running, unfinished
-from kdzoo.short_names import explain, read_short_names, spell_out
+from kdzoo.ranks import need_one_folder, of_all_ranks, rank
+from kdzoo.run_folder import CONFIG, RESULT, newest, running, unfinished
+from kdzoo.short_names import explain, read_short_names, spell_out, trust_only_the_zoo
 from kdzoo.teachers.sources import read_checkpoint, untrained_teachers
 
 
@@ -48,7 +50,11 @@ class KdzooCLI(LightningCLI):
         console.quiet = config.show != "all" or rank() > 0
         time = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
         given = config.run_dir or os.environ.get("KDZOO_RUN_DIR")  # the further ranks are told by the first
+        if not given:
+            need_one_folder()
         self.run_dir = Path(given or f"runs/{self.name}/{time}")
+        while not given and self.run_dir.exists():  # of the same second
+            self.run_dir = self.run_dir.with_name(f"{self.run_dir.name}+")
         if self.subcommand == "fit":
             kept = config.clone()
             kept.run_dir, kept.ckpt_path, kept.show = None, None, "all"
@@ -71,7 +77,9 @@ class KdzooCLI(LightningCLI):
         """Add the run's own callbacks to those of the config."""
         config = self._get(self.config_init, "trainer")
         callbacks = list(config.get("callbacks") or [])
-        if self._get(self.config_init, "show") != "nothing" and config.get("enable_progress_bar") is not False:
+        if self._get(self.config_init, "show") == "nothing":
+            kwargs["enable_progress_bar"] = False
+        elif config.get("enable_progress_bar") is not False:
             callbacks.append(RichProgressBar(leave=False))
         if self.subcommand == "fit":
             callbacks += [MetricsFile(self.run_dir / "metrics.csv"), Announce()]
@@ -81,7 +89,7 @@ class KdzooCLI(LightningCLI):
         else:
             kwargs["enable_checkpointing"] = False
         if self.subcommand == "predict":
-            callbacks.append(PredictionFile(self.run_dir / "predictions.csv"))
+            callbacks.append(Predictions(self.run_dir))
             self.model.run_dir = self.run_dir
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
@@ -91,17 +99,30 @@ class KdzooCLI(LightningCLI):
     def fit(self, model: Method, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Train, test, report and export."""
         with running(self.run_dir):
-            write_config(self.run_dir, self.config_text, self.trainer)
+            if rank() == 0:
+                self.write_config(resumed=bool(kwargs.get("ckpt_path")))
             self.train(model, datamodule, **kwargs)
+
+    def write_config(self, resumed: bool) -> None:
+        """Write the config that re-runs the run into its folder, and hand it to the loggers."""
+        (self.run_dir / RESULT).unlink(missing_ok=True)
+        if not resumed:
+            (self.run_dir / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+        write_text(self.run_dir / CONFIG, self.config_text)
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams(yaml.safe_load(self.config_text))
 
     def train(self, model: Method, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Do so, in the run's folder."""
         model.prepare()
         cost = Cost()
-        self.trainer.fit(model, datamodule=datamodule, **kwargs)
+        try:
+            self.trainer.fit(model, datamodule=datamodule, **kwargs)
+        except SystemExit as error:  # Lightning's answer to Ctrl-C
+            if not self.trainer.interrupted:
+                raise
+            raise UserError(f"Stopped: the same command with --ckpt_path last goes on in {self.run_dir}.") from error
         measured = cost.stop()
-        if self.trainer.interrupted:
-            raise UserError(f"The run was stopped; {self.run_dir}/checkpoints has the last epoch.")
         steps = self.trainer.global_step
         self.trainer.test(model, datamodule=datamodule, verbose=False)
         if not self.trainer.is_global_zero:
@@ -113,6 +134,7 @@ class KdzooCLI(LightningCLI):
             "method": self.name,
             "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
             "steps": steps,
+            "resumed": bool(kwargs.get("ckpt_path")),  # then the costs are those since
             "metrics": metrics,
             "teacher": model.teacher_summary(),
             **measured,
@@ -148,36 +170,18 @@ class Announce(Callback):
         say("student", pl_module.summary() + (f", {describe()}" if describe else ""))
 
 
-def write_config(folder: Path, text: str, trainer: Trainer) -> None:
-    """Write the config that re-runs the run into its folder, and hand it to the loggers."""
-    if rank() == 0:
-        (folder / RESULT).unlink(missing_ok=True)
-        write_text(folder / CONFIG, text)
-        for logger in trainer.loggers:
-            logger.log_hyperparams(yaml.safe_load(text))
+class Predictions(BasePredictionWriter):
+    """Lets the method write what it has predicted."""
 
-
-class PredictionFile(BasePredictionWriter):
-    """Writes `index,predicted,confidence` of a classifier's predictions."""
-
-    def __init__(self, path: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__("epoch")
-        self.path = path
+        self.folder = folder
 
     def write_on_epoch_end(self, trainer: Trainer, pl_module: Any, predictions: Any, batch_indices: Any) -> None:
-        """Write the file and say where it is; a method without logits writes by itself."""
-        if not all("logits" in batch for batch in predictions):
-            return
-        names = (pl_module.spec or {}).get("class_names")
-        lines = ["index,predicted,confidence"]
-        for batch in predictions:
-            confidence, predicted = batch["logits"].softmax(1).max(1)
-            for index, label, share in zip(
-                batch["index"].tolist(), predicted.tolist(), confidence.tolist(), strict=True
-            ):
-                lines.append(f'{index},"{names[label] if names else label}",{share:.6f}')
-        write_text(self.path, "\n".join(lines) + "\n")
-        say("predict", str(self.path))
+        """Gather the ranks' predictions, write them and say where they are."""
+        of_all = [batch for part in of_all_ranks(list(predictions)) for batch in part]
+        if rank() == 0:
+            say("predict", str(pl_module.write_predictions(of_all, self.folder)))
 
 
 def run(argv: list[str]) -> None:
@@ -191,6 +195,7 @@ def run(argv: list[str]) -> None:
         UserError: What they ask for cannot be done.
     """
     quieten()
+    trust_only_the_zoo()
     command, *arguments = argv
     arguments = from_checkpoint(command, spell_out(arguments))
     # Lightning starts further ranks with sys.argv, and warns when arguments come from elsewhere.
@@ -202,8 +207,9 @@ def run(argv: list[str]) -> None:
             return {command: LightningCLI.subcommands()[command]}  # a parser each costs a second
 
     try:
-        with read_short_names():
-            make = lambda: OneCommand(  # noqa: E731
+        # Outside of a fit the teacher has done its work.
+        with read_short_names(), nullcontext() if command == "fit" else untrained_teachers():
+            OneCommand(
                 Method,
                 LightningDataModule,
                 subclass_mode_model=True,
@@ -213,11 +219,6 @@ def run(argv: list[str]) -> None:
                 seed_everything_default=0,
                 trainer_defaults={"logger": False, "enable_model_summary": False},
             )
-            if command == "fit":
-                make()
-            else:  # the teacher has done its work
-                with untrained_teachers():
-                    make()
     except argparse.ArgumentError as error:
         raise UsageError(explain(str(error))) from error
     finally:

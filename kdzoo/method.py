@@ -28,7 +28,7 @@ class Method(LightningModule):
 
     Attributes:
         spec: The spec of the data that the networks were built for (see `architecture`), None until `build` was called.
-        run_dir: The run's folder, for predictions that are files; None outside of `kdzoo predict`.
+        run_dir: The folder of `kdzoo predict`, for predictions that are written one by one; else None.
     """
 
     def __init__(self) -> None:
@@ -58,6 +58,10 @@ class Method(LightningModule):
 
     def prepare(self) -> None:
         """Make what must exist before the Trainer starts, such as a recipe's teacher."""
+
+    def write_predictions(self, predictions: list[Any], folder: Path) -> Path:
+        """Write what `predict_step` returned, batch by batch, into a folder; return the file."""
+        raise UserError(f"{type(self).__name__} makes no predictions of a data set.")
 
     def summary(self) -> str:
         """Say in a few words what is trained."""
@@ -111,6 +115,7 @@ class Method(LightningModule):
             raise UserError(
                 f"{type(self).__name__} takes its sizes from the data: give the Trainer a data module with a `spec`."
             )
+        self.__dict__.pop("_total_steps", None)  # of an earlier fit
         self.build_for(spec)
         choose_views(self, self.trainer.datamodule)  # type: ignore[attr-defined]
 
@@ -155,4 +160,6 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
     return value if isinstance(value, str | int | float | bool | None) else None

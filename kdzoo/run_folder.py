@@ -1,22 +1,19 @@
 """A run's folder: who is at work in it, and which one is to be continued."""
 
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from lightning.pytorch.utilities import rank_zero_only
 
 from kdzoo.errors import UserError
+from kdzoo.ranks import rank
 
 RUNNING = ".running"  # locked while a process is at work in the folder
 RESULT = "result.json"  # written last of all: a run that has it is finished
+AT_WORK = "is at work in another process"
 CONFIG = "config.yaml"  # written first of all
-
-
-def rank() -> int:
-    """This process among those of the run."""
-    return int(getattr(rank_zero_only, "rank", None) or 0)
 
 
 def newest(folder: Path) -> list[Path]:
@@ -42,13 +39,15 @@ def running(folder: Path) -> Iterator[None]:
     Raises:
         UserError: Another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     if rank() > 0:
         yield
         return
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / RUNNING, timeout=0):
+            for leftover in (*folder.rglob("*.tmp"), *folder.glob(".export.*")):  # of a kill while they were written
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             yield
             (folder / RUNNING).unlink(missing_ok=True)
     except Timeout as error:
-        raise UserError(f"The run {folder} is at work in another process: give another --run_dir.") from error
+        raise UserError(f"The run {folder} {AT_WORK}: give another --run_dir.") from error

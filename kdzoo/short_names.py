@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import get_loader, set_loader, set_parsing_settings
 
 from kdzoo import registry
 from kdzoo.errors import near
 
 GROUPS = {"model": registry.METHODS, "data": registry.DATA}
+PACKAGES = ("kdzoo", "lightning", "torch", "torchvision", "torchmetrics", "timm", "diffusers", "wandb")
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
@@ -59,6 +60,14 @@ def _value(key: str, value: str) -> str:
     if value.startswith(("{", "-")):  # a literal dictionary goes through the loader
         return value
     return class_path(GROUPS[key.partition(".")[0]], value)
+
+
+def trust_only_the_zoo() -> None:
+    """Let configs name classes and functions of the packages that a run is made of, and of plugins, and no others."""
+    plugins = {
+        entry.module.partition(".")[0] for group in GROUPS.values() for entry in registry.entries(group).values()
+    }
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted({*PACKAGES, *plugins}))
 
 
 @contextmanager
@@ -110,7 +119,8 @@ def explain(message: str) -> str:
     if tries := re.findall(r"(Expected .+?)(?:\. Got value: (.+)|\n|$)", message):
         tried, value = next((pair for pair in tries if pair[1]), tries[0])
         return f"{key or 'An argument'}: {_readable(tried)}{f', got {value.strip()}' if value else ''}."
-    return " ".join(message.split())
+    text = " ".join(message.split())
+    return text if len(text) <= 400 else f"{text[:400]} ..."
 
 
 def _readable(text: str) -> str:

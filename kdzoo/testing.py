@@ -136,11 +136,10 @@ class ShortRun(Callback):
             for network in module.networks
         ]
         self.taught = [{name: t.clone() for name, t in teacher.state_dict().items()} for teacher in self.teachers]
-        for teacher in self.teachers:
-            teacher.register_forward_pre_hook(lambda module, _: self.modes.append(module.training))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Remember the loss."""
+        """Remember the loss, and in which mode the teachers are."""
+        self.modes += [module.training for teacher in self.teachers for module in teacher.modules()]
         self.losses.append(float(outputs["loss"] if isinstance(outputs, dict) else outputs))
 
     def check_validation(self) -> None:

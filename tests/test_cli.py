@@ -505,30 +505,30 @@ def test_new_plugin_writes_a_package(run, tmp_path):
 
 def test_the_new_plugin_is_a_method_that_conforms(run, site, tmp_path, monkeypatch):
     """Not installed by pip, but found as if: its folder is on the path, with the metadata that pip would write."""
-    run("new-plugin", "srrl", "--path", str(tmp_path))
-    monkeypatch.setattr(sys, "path", [str(tmp_path / "kdzoo-srrl"), *sys.path])
-    site.method("srrl", "kdzoo-srrl", "kdzoo_srrl.srrl:SRRL")
-    code, out, _ = run("info", "srrl")
+    run("new-plugin", "mine", "--path", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "kdzoo-mine"), *sys.path])
+    site.method("mine", "kdzoo-mine", "kdzoo_mine.mine:MINE")
+    code, out, _ = run("info", "mine")
     assert code == 0
-    assert "srrl_tiny" in out
+    assert "mine_tiny" in out
     from kdzoo.testing import check_method
 
     try:
-        check_method("srrl")
+        check_method("mine")
         namespace = {}
-        exec((tmp_path / "kdzoo-srrl/tests/test_srrl.py").read_text(), namespace)
+        exec((tmp_path / "kdzoo-mine/tests/test_mine.py").read_text(), namespace)
         namespace["test_the_teachers_own_logits_cost_nothing"]()
     finally:
-        for name in [name for name in sys.modules if name.startswith("kdzoo_srrl")]:
+        for name in [name for name in sys.modules if name.startswith("kdzoo_mine")]:
             del sys.modules[name]
 
 
 def test_ruff_is_content_with_the_new_plugin(run, tmp_path):
     pytest.importorskip("ruff")
-    run("new-plugin", "srrl", "--path", str(tmp_path))
+    run("new-plugin", "mine", "--path", str(tmp_path))
     for arguments in (["check"], ["format", "--check"]):
         command = [sys.executable, "-m", "ruff", *arguments, "--no-cache"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "kdzoo-srrl")
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "kdzoo-mine")
         assert done.returncode == 0, done.stdout
 
 
@@ -536,7 +536,7 @@ def test_ruff_is_content_with_the_new_plugin(run, tmp_path):
     "name",
     [
         "Srrl",
-        "1srrl",
+        "1mine",
         "s-r",
         "s r",
         "",
@@ -568,20 +568,20 @@ def test_new_plugin_refuses_names_that_exist(run, tmp_path, name):
 
 
 def test_new_plugin_overwrites_nothing(run, tmp_path):
-    (tmp_path / "kdzoo-srrl").symlink_to("nowhere")
-    code, _, err = run("new-plugin", "srrl", "--path", str(tmp_path))
+    (tmp_path / "kdzoo-mine").symlink_to("nowhere")
+    code, _, err = run("new-plugin", "mine", "--path", str(tmp_path))
     assert code == 1
     assert "exists already" in err
 
 
 def test_new_plugin_needs_a_folder_and_leaves_nothing_half_written(run, tmp_path, monkeypatch):
-    code, _, err = run("new-plugin", "srrl", "--path", str(tmp_path / "gone"))
+    code, _, err = run("new-plugin", "mine", "--path", str(tmp_path / "gone"))
     assert code == 1
     assert "cannot be written" in err
     monkeypatch.setattr(
         cli.Path, "rename", lambda self, to: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full", str(to)))
     )
-    code, _, err = run("new-plugin", "srrl", "--path", str(tmp_path))
+    code, _, err = run("new-plugin", "mine", "--path", str(tmp_path))
     assert code == 1
     assert err.startswith("kdzoo: the disk is full while writing ")
     assert not list(tmp_path.iterdir())

@@ -24,9 +24,11 @@ from kdzoo.errors import UserError
 from kdzoo.export.super_resolution import export_super_resolver
 from kdzoo.method import Method
 from kdzoo.metrics.sr import crops_figure, psnr_y, ssim_y, telling_crop
+from kdzoo.ranks import of_all_ranks
 from kdzoo.teachers import sources
 
 SHOWN = 4  # photographs in the report
+PICTURES = "pictures"  # folder of what `kdzoo predict` upscales
 
 
 class SuperResolver(Method):
@@ -113,6 +115,10 @@ class SuperResolver(Method):
         """Forget the last test."""
         self.seen = []
 
+    def on_test_epoch_end(self) -> None:
+        """Bring together what the ranks have seen; later only the first draws."""
+        self.seen = [crops for part in of_all_ranks(self.seen) for crops in part][:SHOWN]
+
     def _score(self, part: str, **values: Tensor) -> None:
         scores: Any = self.val_scores if part == "val" else self.test_scores
         for name, value in values.items():
@@ -147,10 +153,14 @@ class SuperResolver(Method):
         result = Picture(pixels, alpha, picture.profile)
         if self.run_dir is None:
             return {"path": batch["path"], "picture": result}
-        file = self.run_dir / "pictures" / f"{batch['name']}_x{scale}.png"
+        file = self.run_dir / PICTURES / f"{batch['name']}_x{scale}.png"
         write_png(file, result)
-        say("predict", f"{file}   {width} x {height} -> {scale * width} x {scale * height}")
+        say("picture", f"{file}   {width} x {height} -> {scale * width} x {scale * height}")
         return {"path": batch["path"], "file": str(file)}
+
+    def write_predictions(self, predictions: list[Any], folder: Path) -> Path:
+        """Say where the pictures are: each was written when it was ready."""
+        return folder / PICTURES
 
     def _shown(self, steps: Iterator[Any], total: int, name: str) -> Iterator[Any]:
         bar = getattr(self.trainer.progress_bar_callback, "progress", None)  # of Lightning's bar, if it is shown

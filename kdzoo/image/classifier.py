@@ -1,5 +1,7 @@
 """`Classifier`: what methods that train an image classifier share, from student and teacher to metrics and export."""
 
+import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ from torchmetrics.functional.classification import binary_calibration_error
 
 from kdzoo.console import count
 from kdzoo.export.image import export_image_network
+from kdzoo.files import write_text
 from kdzoo.method import Method
 from kdzoo.metrics.figures import confusion_figure, predictions_figure, reliability_figure
 from kdzoo.optim import Optim
+from kdzoo.ranks import of_all_ranks
 from kdzoo.students.build import build
 from kdzoo.students.network import ImageNetwork
 from kdzoo.teachers import sources
@@ -90,10 +94,32 @@ class Classifier(Method):
         """Return `index` int64 [B] and `logits` float32 [B, C]."""
         return {"index": batch["index"], "logits": self.student(batch["image"]).float()}
 
+    def write_predictions(self, predictions: list[Any], folder: Path) -> Path:
+        """Write `predictions.csv`: `index,predicted,confidence`, ascending."""
+        index, logits = (torch.cat([batch[key] for batch in predictions]) for key in ("index", "logits"))
+        confidence, predicted = logits.softmax(1).max(1)
+        names = (self.spec or {}).get("class_names")
+        labels = [names[number] if names else number for number in predicted.tolist()]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["index", "predicted", "confidence"])
+        rows = zip(index.tolist(), labels, (f"{share:.6f}" for share in confidence.tolist()), strict=True)
+        writer.writerows(sorted(rows))
+        write_text(folder / "predictions.csv", text.getvalue())
+        return folder / "predictions.csv"
+
     def on_test_start(self) -> None:
         """Forget the last test."""
         self.confusion.reset()
         self.seen = {}
+
+    def on_test_epoch_end(self) -> None:
+        """Bring together what the ranks have seen; later only the first draws."""
+        self.counts = self.confusion.compute().cpu()
+        parts = of_all_ranks({name: torch.cat(tensors) for name, tensors in self.seen.items()})
+        # Images first: each rank has them of its first samples only.
+        self.seen = {name: [part[name] for part in parts] for name in self.seen if name != "image"}
+        self.seen["image"] = [parts[0]["image"]]
 
     def _evaluate(self, batch: dict[str, Tensor], part: str) -> Tensor:
         logits = self.student(batch["image"]).float()  # [B, C]
@@ -121,7 +147,7 @@ class Classifier(Method):
         correct = seen["predicted"] == seen["label"]
         ece = 100 * float(binary_calibration_error(seen["confidence"], correct.int(), n_bins=15))
         return {
-            "Confusion": confusion_figure(self.confusion.compute().cpu(), names),
+            "Confusion": confusion_figure(self.counts, names),
             "Calibration": reliability_figure(seen["confidence"], correct, ece),
             "Predictions": predictions_figure(*sample),
         }

@@ -9,7 +9,7 @@ Source: Zhao et al., arXiv 2203.08679, eq. 7-9; the linear ramp (20 of 240 epoch
 counts whole epochs from one; here it grows by the step.
 """
 
-from torch import Tensor, where
+from torch import Tensor
 
 from kdzoo.card import Card
 from kdzoo.image.classifier import Classifier
@@ -67,8 +67,7 @@ class DKD(Classifier):
         """Return `ce` and `dkd`."""
         student_logits = self.student(batch["image"])  # [B, C]
         teacher_logits = self.teacher(batch)  # [B, C]
-        label = where(batch["label"] >= 0, batch["label"], teacher_logits.argmax(1))
-        distance = decoupled_kd(student_logits, teacher_logits, label, self.alpha, self.beta, self.temperature)
+        distance = decoupled_kd(student_logits, teacher_logits, batch["label"], self.alpha, self.beta, self.temperature)
         rise = min(1.0, self.progress / self.ramp) if self.ramp > 0 else 1.0
         return {
             "ce": self.ce_weight * labelled_cross_entropy(student_logits, batch["label"]),

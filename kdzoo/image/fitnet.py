@@ -12,6 +12,7 @@ Source: Romero et al., arXiv 1412.6550, eq. 2-3 and algorithm 1.
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from kdzoo.card import Card
@@ -45,7 +46,7 @@ class FitNet(Classifier):
         teacher_tap: The hint layer, likewise.
         variant: `staged` (the paper) or `joint` (one stage, as in later comparisons).
         hint_fraction: Fraction of the run that stage 1 takes.
-        hint_weight: Weight of the hint.
+        hint_weight: Weight of the hint; None: 1 in stages (the paper), 100 where both are one.
         temperature: T of stage 2.
         kd_weights: lambda at the start and at the end of stage 2.
         weights: Where the student starts: a file, `pretrained`, or None (from scratch).
@@ -60,7 +61,7 @@ class FitNet(Classifier):
         teacher_tap: str = "1",
         variant: Literal["staged", "joint"] = "staged",
         hint_fraction: float = 0.3,
-        hint_weight: float = 100.0,
+        hint_weight: float | None = None,
         temperature: float = 3.0,
         kd_weights: tuple[float, float] = (4.0, 1.0),
         weights: str | None = None,
@@ -68,15 +69,31 @@ class FitNet(Classifier):
     ) -> None:
         super().__init__(student, teacher, weights, optim)
         self.student_tap, self.teacher_tap = student_tap, teacher_tap
-        self.variant, self.hint_fraction, self.hint_weight = variant, hint_fraction, hint_weight
+        self.variant, self.hint_fraction = variant, hint_fraction
+        self.hint_weight = hint_weight if hint_weight is not None else {"staged": 1.0, "joint": 100.0}[variant]
         self.temperature, self.kd_weights = temperature, kd_weights
 
     def build(self, spec: dict[str, Any]) -> None:
         """Add the regressor, between shapes found by a dry run."""
         super().build(spec)
         student_shape = self.student.tap_shapes(spec, [self.student_tap])[self.student_tap]
-        teacher_shape = self.teacher.networks[0].tap_shapes(spec, [self.teacher_tap])[self.teacher_tap]
+        teacher_shape = self.teacher.tap_shapes(spec, [self.teacher_tap])[self.teacher_tap]
         self.regressor = Aligner(student_shape, teacher_shape)
+
+        # Stage 1 trains what leads to the guided layer; whatever lies above it is left as it is.
+        image = torch.zeros(2, spec["channels"], *spec["image_size"])
+        with torch.random.fork_rng(devices=[]):
+            hinted = self.student.eval().forward_with(image, [self.student_tap])[1][self.student_tap].sum()
+        parameters = list(self.student.parameters())
+        gradients = torch.autograd.grad(hinted, parameters, allow_unused=True)
+        self.student.train()
+        self.above = [p for p, gradient in zip(parameters, gradients) if gradient is None]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep weight decay and momentum of stage 1 from the layers above the guided one."""
+        if self.variant == "staged" and self.progress < self.hint_fraction:
+            for parameter in self.above:
+                parameter.grad = None
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return `hint` in stage 1, `ce` and `kd` in stage 2; `ce` and `hint` where both stages are one."""

@@ -127,7 +127,9 @@ def run_bench(
     finished: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
     """Run what of `bench` is neither there nor in `finished`; print, write and return the result."""
-    console, name, digest = Console(), path.stem.removesuffix("_bench"), config_sha256(path)
+    # A pipe gets whole lines.
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    name, digest = path.stem.removesuffix("_bench"), config_sha256(path)
     full = sorted(seeds) == sorted(bench["seeds"])
     folder = Path("runs", "bench", name, digest[:12] if full else "-".join([digest[:12], *map(str, seeds)]))
     done = folder / "done"

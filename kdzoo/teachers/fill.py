@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import islice, repeat
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,12 @@ from filelock import FileLock
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities import move_data_to_device
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor
 
 from kdzoo.console import console, say
 from kdzoo.errors import UserError
+from kdzoo.files import cache_dir
 from kdzoo.teachers.frozen import FrozenTeacher
-from kdzoo.teachers.recipe import cache_dir, used
+from kdzoo.teachers.recipe import used
 from kdzoo.teachers.store import BLOCK, Store
 
 # What a data module has, so that a teacher's outputs on its training part can be kept.
@@ -60,6 +61,28 @@ class FillStores(Callback):
             Filling(trainer, pl_module, teacher).run()
 
 
+class Pairs:
+    """The (row, view) pairs of blocks, one at a time, the last one repeated until the last batch is full.
+
+    Args:
+        blocks: (view, rows) in ascending order.
+        batch_size: Size of a batch.
+    """
+
+    def __init__(self, blocks: Sequence[tuple[int, Sequence[int]]], batch_size: int) -> None:
+        self.blocks = blocks
+        self.count = sum(len(rows) for _, rows in blocks)  # of them that are wanted
+        self.padding = -self.count % batch_size
+
+    def __len__(self) -> int:
+        return self.count + self.padding
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        yield from ((row, view) for view, rows in self.blocks for row in rows)
+        view, rows = self.blocks[-1]
+        yield from repeat((rows[-1], view), self.padding)
+
+
 class Filling:
     """Makes the store of one teacher ready for one fit.
 
@@ -85,7 +108,7 @@ class Filling:
         """
         # What the teacher says now about some samples: tells the shapes, and whether a store is still of this teacher.
         rows = np.unique(np.linspace(0, self.samples - 1, min(PROBED, self.data.batch_size)).astype(int))
-        live = next(self.outputs([(int(row), 0) for row in rows]))
+        live = next(self.outputs([(0, rows.tolist())]))
         identity = {
             "teacher": self.keep.digest,
             "precision": str(self.teacher.dtype or self.trainer.precision),
@@ -140,8 +163,7 @@ class Filling:
     def fill_blocks(self, store: Store, blocks: list[tuple[int, int]]) -> None:
         """Compute and write (view, block) pairs."""
         rows = [range(number * BLOCK, min((number + 1) * BLOCK, self.samples)) for _, number in blocks]
-        pairs = [(row, view) for (view, _), block in zip(blocks, rows) for row in block]
-        stream = self.outputs(pairs)
+        stream = self.outputs([(view, block) for (view, _), block in zip(blocks, rows)])
         waiting: Outputs = {output: np.empty((0, *shape), np.float32) for output, shape in store.shapes.items()}
         for (view, number), block in zip(self.progress(blocks), rows):
             while len(next(iter(waiting.values()))) < len(block):  # batches do not end where blocks do
@@ -149,32 +171,27 @@ class Filling:
             store.write(view, number, {output: values[: len(block)] for output, values in waiting.items()})
             waiting = {output: values[len(block) :] for output, values in waiting.items()}
 
-    def outputs(self, pairs: Sequence[tuple[int, int]]) -> Iterator[Outputs]:
-        """What the teacher says about ascending (view, row) pairs, batch by batch, float32 [B, ...] each.
+    def outputs(self, blocks: Sequence[tuple[int, Sequence[int]]]) -> Iterator[Outputs]:
+        """What the teacher says about ascending (view, rows), batch by batch, float32 [B, ...] each.
 
         Samples that the data module leaves out, because they are corrupt, are NaN.
         """
         size = self.data.batch_size
         # All batches are of the size of the training's, so that no kernel has a reason to round differently.
-        padded = [*pairs, *[pairs[-1]] * (-len(pairs) % size)] if pairs else []
-        for start, batch in zip(range(0, len(padded), size), self.data.replay(padded) if padded else ()):
+        pairs = Pairs(blocks, size)
+        expected = iter(pairs)
+        for number, batch in enumerate(self.data.replay(pairs) if pairs.count else ()):
             batch = self.data.prepare(move_data_to_device(batch, self.module.device), augment=True)
             with self.trainer.precision_plugin.forward_context():
-                found = self._outputs(batch)
-            asked = np.array([view * self.samples + row for row, view in padded[start : start + size]])
+                found = self.teacher.features(batch, self.keep.outputs)
+            asked = np.array([view * self.samples + row for row, view in islice(expected, size)])
             place = np.searchsorted(asked, (batch["view"] * self.samples + batch["index"]).cpu().numpy())
-            place, real = np.minimum(place, len(asked) - 1), min(size, len(pairs) - start)
             values = {}
             for output, tensor in found.items():
-                array = np.full((size, *tensor.shape[1:]), np.nan, np.float32)
+                array = np.full((len(asked), *tensor.shape[1:]), np.nan, np.float32)
                 array[place] = tensor.float().cpu().numpy()
-                values[output] = array[:real]
+                values[output] = array[: pairs.count - number * size]
             yield values
-
-    def _outputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        taps = [output for output in self.keep.outputs if output != "logits"]
-        logits = {"logits": self.teacher(batch)} if "logits" in self.keep.outputs else {}
-        return {**logits, **(self.teacher.features(batch, taps) if taps else {})}
 
     def compare(self, store: Store, rows: np.ndarray, live: Outputs) -> None:
         """Refuse a store whose rows are not what the teacher says now."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from kdzoo.errors import UserError
 from kdzoo.teachers.store import Store
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -39,7 +40,8 @@ class FrozenTeacher(nn.Module):
     `.to()` does. Each normalises its input itself.
 
     Args:
-        networks: Modules with `forward(*inputs) -> logits` and `features(*inputs, taps) -> dict`; outputs are averaged.
+        networks: Modules with `forward(*inputs) -> logits`, `features(*inputs, taps) -> dict` and
+            `forward_with(*inputs, taps) -> (logits, dict)`; outputs are averaged.
         dtype: Precision of the forward pass (autocast); None follows the Trainer's.
         inputs: Keys of the batch that the networks take, in order.
         keep: What a store keeps of their outputs; None without a store.
@@ -61,28 +63,57 @@ class FrozenTeacher(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the logits for a batch, [B, ...] float32: the mean over the networks."""
-        if stored := self._stored(batch, ["logits"]):
-            return stored["logits"]
-        with self._frozen(batch):
-            logits = [network(*self._inputs(batch)) for network in self._networks]
-        return torch.stack(logits).mean(0).float() if len(logits) > 1 else logits[0].float()
+        return self.features(batch, ["logits"])["logits"]
 
     def features(self, batch: dict[str, Tensor], taps: Sequence[str]) -> dict[str, Tensor]:
-        """Return the features at `taps`; the networks run no further than the deepest of them."""
+        """Return the features at `taps`, `logits` among them; the networks run once, no further than the deepest."""
         if stored := self._stored(batch, taps):
             return stored
         with self._frozen(batch):
-            found = [network.features(*self._inputs(batch), taps) for network in self._networks]  # type: ignore[operator]
-        return {
+            found = [self._run(network, self._inputs(batch), taps) for network in self._networks]
+        mean = {
             tap: torch.stack([each[tap] for each in found]).mean(0) if len(found) > 1 else found[0][tap] for tap in taps
         }
+        return {tap: value.float() if tap == "logits" else value for tap, value in mean.items()}
+
+    def tap_shapes(self, spec: dict[str, Any], taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tap without its batch axis.
+
+        Raises:
+            UserError: Several teachers differ in one.
+        """
+        first, *others = [network.tap_shapes(spec, taps) for network in self.networks]
+        for other in others:
+            for tap in taps:
+                if other[tap] != first[tap]:
+                    raise UserError(
+                        f"The teachers' features at '{tap}' are of shapes {first[tap]} and {other[tap]}, which have no "
+                        "mean: take teachers of one architecture, or one teacher."
+                    )
+        return first
+
+    @staticmethod
+    def _run(network: Any, inputs: list[Tensor], taps: Sequence[str]) -> dict[str, Tensor]:
+        others = [tap for tap in taps if tap != "logits"]
+        if len(others) == len(taps):
+            return network.features(*inputs, taps)
+        logits, found = network.forward_with(*inputs, others) if others else (network(*inputs), {})
+        return {"logits": logits, **found}
 
     def with_stored(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Add what the store has for the batch's `index` and `view` (int64 [B], not yet on an accelerator)."""
         if self.store is None or "index" not in batch:
             return batch
         index, view = batch["index"].numpy(), batch["view"].numpy()
-        read = {output: torch.from_numpy(self.store.read(output, index, view)) for output in self.store.shapes}
+        read: dict[str, Tensor] = {
+            output: torch.from_numpy(self.store.read(output, index, view)) for output in self.store.shapes
+        }
+        for values in read.values():
+            if torch.isnan(values.flatten(1)[:, 0]).any():
+                raise UserError(
+                    f"The store {self.store.folder} has gaps where images could not be read when it was filled: "
+                    f"`kdzoo cache prune {self.store.folder.name}` lets the next run fill it again."
+                )
         return {**batch, **{f"{self.store.folder.name}/{output}": values for output, values in read.items()}}
 
     def _stored(self, batch: dict[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:

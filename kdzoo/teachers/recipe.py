@@ -12,7 +12,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import suppress
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,12 @@ from filelock import FileLock
 from kdzoo import registry
 from kdzoo.console import console, say
 from kdzoo.errors import UserError
-from kdzoo.files import write_text
-from kdzoo.run_folder import RESULT, RUNNING
+from kdzoo.files import cache_dir, write_text
+from kdzoo.ranks import rank
+from kdzoo.run_folder import AT_WORK, RESULT, RUNNING
 
 # Raise it when a change of kdzoo makes the same config train another teacher.
 RECIPE_VERSION = 1
-
-
-def cache_dir() -> Path:
-    """The folder for what kdzoo keeps: `$KDZOO_CACHE`, or `~/.cache/kdzoo`."""
-    return Path(os.environ.get("KDZOO_CACHE") or Path.home() / ".cache" / "kdzoo")
 
 
 def read_config(recipe: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +62,11 @@ def resolve(config: dict[str, Any]) -> dict[str, Any]:
     for part, group in (("model", registry.METHODS), ("data", registry.DATA)):
         cls = registry.find(group, config[part]["class_path"]).load()
         defaults = {n: p.default for n, p in inspect.signature(cls).parameters.items() if p.default is not p.empty}
-        arguments = {**defaults, **config[part].get("init_args", {})}
+        given = config[part].get("init_args", {})
+        arguments = {**defaults, **given}
+        for name, default in defaults.items():
+            if is_dataclass(default) and isinstance(arguments[name], dict):  # its own defaults shape the teacher too
+                arguments[name] = replace(default, **arguments[name])  # type: ignore[type-var]
         resolved[part] = {
             "class_path": f"{cls.__module__}.{cls.__qualname__}",
             **{k: repr(v) for k, v in arguments.items()},
@@ -94,16 +96,24 @@ def trained(recipe: str, settings: dict[str, Any]) -> Path:
     if (folder / "config.json").is_file():
         used(folder)
         return folder
+    while rank() > 0:  # the first rank trains it, or says why it cannot and ends the run
+        if (folder / "config.json").is_file():
+            return folder
+        time.sleep(0.5)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # a second run waits here and then finds the teacher
         if not (folder / "config.json").is_file():
             say("teacher", f"{recipe} is not cached: training it first")
             run_dir = folder.with_suffix(".training")  # a kill leaves it, and the next run continues there
             run_dir.mkdir(exist_ok=True)
-            with FileLock(run_dir / RUNNING):  # the training outlives a kill of the run that had started it
-                pass
-            if not (run_dir / RESULT).is_file():
-                train(recipe, settings, run_dir)
+            while not (run_dir / RESULT).is_file():
+                try:
+                    train(recipe, settings, run_dir)
+                except UserError as error:  # a training outlives a kill of the run that had started it
+                    if AT_WORK not in str(error):
+                        raise
+                    with FileLock(run_dir / RUNNING):
+                        pass
             write_text(run_dir / "export" / "recipe.txt", f"{recipe}\n")
             shutil.rmtree(folder, ignore_errors=True)
             (run_dir / "export").rename(folder)
@@ -121,14 +131,20 @@ def train(recipe: str, settings: dict[str, Any], run_dir: Path) -> None:
     """Run `kdzoo fit --config RECIPE` in a process of its own."""
     show = "nothing" if console.quiet else "progress"
     command = [sys.executable, "-m", "kdzoo", "fit", "--config", recipe, "--run_dir", str(run_dir), "--show", show]
-    command += ["--ckpt_path", "last"]
+    command += [
+        "--ckpt_path",
+        "last",
+        "--trainer.devices=1",
+        "--trainer.num_nodes=1",
+    ]  # so that any machine makes the same
     # Strings go as they are: jsonargparse would keep JSON's quotation marks.
     command += [
         f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()
     ]
-    # The teacher is trained by one process, whatever the launcher has told this one about its peers.
-    launcher = {"WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED"}
-    environment = {name: value for name, value in os.environ.items() if name not in launcher}
+    # Whatever the launcher has told this process about its peers is not for the teacher's.
+    launcher = ("WORLD_SIZE", "RANK", "LOCAL_", "NODE_RANK", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "SLURM_")
+    own = (*launcher, "PL_GLOBAL_SEED", "KDZOO_RUN_DIR")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

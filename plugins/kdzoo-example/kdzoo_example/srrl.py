@@ -78,10 +78,10 @@ class SRRL(Classifier):
         """Return `ce`, `fm` and `sr`."""
         student_logits, taps = self.student.forward_with(batch["image"], ["features"])
         connected = self.connector(taps["features"])  # [B, D_t, H, W]
-        teacher_feature = self.teacher.features(batch, ["pre_logits"])["pre_logits"]  # [B, D_t]
+        taught = self.teacher.features(batch, ["pre_logits", "logits"])  # [B, D_t] and [B, C]
         head = self.teacher.networks[0].forward_head  # W_t is frozen, its input is not
         return {
             "ce": labelled_cross_entropy(student_logits, batch["label"]),
-            "fm": self.fm_weight * mse_loss(head(connected, pre_logits=True), teacher_feature),
-            "sr": self.sr_weight * mse_loss(head(connected), self.teacher(batch)),
+            "fm": self.fm_weight * mse_loss(head(connected, pre_logits=True), taught["pre_logits"]),
+            "sr": self.sr_weight * mse_loss(head(connected), taught["logits"]),
         }

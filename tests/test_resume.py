@@ -1,0 +1,61 @@
+"""Every method, stopped inside an epoch and resumed from its checkpoint, ends with the same bits."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning import Trainer, seed_everything
+
+from kdzoo import registry
+from kdzoo.callbacks import LastCheckpoint
+from kdzoo.console import quieten
+from kdzoo.short_names import class_path
+from kdzoo.teachers.sources import untrained_teachers
+from kdzoo.testing import make_data, make_method
+
+METHODS = [name for name, entry in registry.entries(registry.METHODS).items() if entry.distribution == "kdzoo"]
+
+
+class Keep(LastCheckpoint):
+    """Keeps the checkpoint of a step under a name of its own."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        super().__init__(folder, every=0)
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if trainer.global_step == self.step and not (self.path.parent / "stop.ckpt").exists():
+            trainer.save_checkpoint(self.path.parent / "stop.ckpt")
+
+
+def fit(settings: dict, folder: Path, stop: int, resume: Path | None = None) -> dict[str, torch.Tensor]:
+    seed_everything(0, verbose=False)
+    method = make_method(settings)
+    trainer = Trainer(
+        max_epochs=3,
+        limit_train_batches=7,  # an epoch ends inside of an accumulation
+        accumulate_grad_batches=1 if not method.automatic_optimization else 2,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[Keep(folder, stop)],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(method, datamodule=make_data(settings), ckpt_path=resume, weights_only=True)
+    return {**method.state_dict(), "random": torch.get_rng_state(), "steps": torch.tensor(trainer.global_step)}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("name", METHODS)
+def test_resumed_inside_an_epoch(name, workers, tmp_path):
+    quieten()
+    settings = yaml.safe_load(registry.find_config(f"{name}_tiny").read_text())
+    settings["model"]["class_path"] = class_path(registry.METHODS, settings["model"]["class_path"])
+    settings["data"]["init_args"] |= {"batch_size": 16, "num_workers": workers}
+    with untrained_teachers():
+        undisturbed = fit(settings, tmp_path, stop=6 + workers)
+        resumed = fit(settings, tmp_path / "second", stop=-1, resume=tmp_path / "stop.ckpt")
+    assert undisturbed.keys() == resumed.keys()
+    for key, value in undisturbed.items():
+        assert torch.equal(value, resumed[key]), key
