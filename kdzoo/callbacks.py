@@ -220,6 +220,8 @@ class MetricsFile(Callback):
             more or {}
         )
         with self.path.open("a", newline="") as file:
+            if file.tell() == 0:  # a run without a step
+                csv.writer(file).writerow(["epoch", "step", "name", "value"])
             csv.writer(file).writerows([trainer.current_epoch, trainer.global_step, *item] for item in metrics.items())
 
 

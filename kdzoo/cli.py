@@ -1,6 +1,7 @@
 """The `kdzoo` command. What needs no torch is answered here; training, `bench` and `export` are handed on."""
 
 import argparse
+import difflib
 import errno
 import json
 import keyword
@@ -232,8 +233,8 @@ def _info(argv: list[str]) -> None:
         [name for entry in registry.entries(group).values() for name in (entry.name, entry.path)]
         for group in (METHODS, DATA)
     )
-    is_data = bare in data or (near(bare, data) and not near(bare, methods))
-    group = DATA if is_data and bare not in methods else METHODS
+    nearest = [bare] if bare in methods else difflib.get_close_matches(bare, [*data, *methods], n=1, cutoff=0.5)
+    group = DATA if nearest and nearest[0] not in methods else METHODS
     entry = registry.find(group, arguments.name)
     source = read_card(entry)
     about = {

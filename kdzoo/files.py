@@ -1,6 +1,7 @@
 """Files that are whole or not there, and where they are kept."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,3 +29,21 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all; a full disk leaves what was there before."""
     with whole(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to write into; at the end it becomes `folder`, and an earlier one is replaced."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        work, earlier = Path(scratch) / folder.name, Path(scratch) / ".earlier"
+        work.mkdir()
+        yield work
+        if folder.exists():
+            folder.rename(earlier)
+        try:
+            work.rename(folder)
+        except OSError:
+            if earlier.exists():
+                earlier.rename(folder)
+            raise

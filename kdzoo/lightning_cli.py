@@ -90,6 +90,7 @@ class KdzooCLI(LightningCLI):
             kwargs["enable_checkpointing"] = False
         if self.subcommand == "predict":
             callbacks.append(Predictions(self.run_dir))
+            self.model.run_dir = self.run_dir
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:

@@ -29,12 +29,14 @@ class Method(LightningModule):
 
     Attributes:
         spec: The spec of the data that the networks were built for (see `architecture`), None until `build` was called.
+        run_dir: The folder of `kdzoo predict`, for predictions that are written one by one; else None.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.save_hyperparameters()  # the arguments of the subclass, found by Lightning in the calling frames
         self.spec: dict[str, Any] | None = None
+        self.run_dir: Path | None = None
         self.stored_teachers: list[FrozenTeacher] = []  # set when a fit starts
 
     # ---------------------------------------------------------------------------------------------- to implement

@@ -215,7 +215,7 @@ def test_family(run, site):
     assert [row["name"] for row in rows] == ["fake_one"]
     code, _, err = run("list", "--family", "imaeg")
     assert code == 1
-    assert err == "kdzoo: no family named 'imaeg'. Near: image. All: image, odd\n"
+    assert err == "kdzoo: no family named 'imaeg'. Near: image. All: dense, image, odd\n"
 
 
 def test_a_broken_plugin_is_listed_with_its_problem(run, site):

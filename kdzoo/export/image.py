@@ -4,8 +4,8 @@ import contextlib
 import io
 import json
 import logging
-import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import timm
 import torch
 from safetensors.torch import load_file
 from timm.models import save_for_hf
+from torch import Tensor, nn
 
 from kdzoo import __version__
 from kdzoo.errors import UserError
+from kdzoo.files import whole_folder
 from kdzoo.students.network import ImageNetwork
 
 README = """# {architecture}, exported by kdzoo {version}
@@ -58,7 +60,6 @@ def export_image_network(
         `README.md`, and `model.onnx` (input `image` float32 [B, C, H, W] in [0, 1], any B) where the architecture is
         not timm's own.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     height, width = spec["image_size"]
     preprocessing = {
         "input_size": [spec["channels"], height, width],
@@ -79,32 +80,29 @@ def export_image_network(
         width=width,
         how=how,
     )
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        work = Path(scratch) / "export"
-        work.mkdir()
+    with whole_folder(folder) as work:
         save_for_hf(
             network.network, str(work), model_config={"kdzoo": record}, safe_serialization=True, data_config=data_config
         )
         (work / "preprocessing.json").write_text(json.dumps(preprocessing, indent=2), encoding="utf-8")
         (work / "README.md").write_text(text, encoding="utf-8")
         if own:
-            write_onnx(network, spec, work / "model.onnx")
-        files = sorted(path.name for path in work.iterdir())
-        earlier = Path(scratch) / "earlier"
-        if folder.exists():
-            folder.rename(earlier)
-        try:
-            work.rename(folder)
-        except OSError:
-            if earlier.exists():
-                earlier.rename(folder)
-            raise
-    return files
+            example = torch.zeros(2, spec["channels"], *spec["image_size"], device=network.mean.device)
+            write_onnx(network, example, work / "model.onnx", "logits", ("batch",))
+        return sorted(path.name for path in work.iterdir())
 
 
-def write_onnx(network: ImageNetwork, spec: dict[str, Any], path: Path) -> None:
-    """Write ONNX with the normalisation inside; the network's mode and device stay as they are."""
-    example = torch.zeros(2, spec["channels"], *spec["image_size"], device=network.mean.device)
+def write_onnx(network: nn.Module, example: Tensor, path: Path, output: str, dynamic: Sequence[str]) -> None:
+    """Write ONNX of a network that normalises by itself; its mode and device stay as they are.
+
+    Args:
+        network: Takes one tensor, which is called `image`.
+        example: An input.
+        path: Where to.
+        output: What the result is called.
+        dynamic: What the dimensions of the input that may vary are called, from the first on; "" for one that may not.
+    """
+    varying = {i: torch.export.Dim(name) for i, name in enumerate(dynamic) if name}
     training = network.training
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -116,8 +114,8 @@ def write_onnx(network: ImageNetwork, spec: dict[str, Any], path: Path) -> None:
                 (example,),
                 str(path),
                 input_names=["image"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                output_names=[output],
+                dynamic_shapes=(varying,),
                 external_data=False,
                 dynamo=True,
                 verbose=False,

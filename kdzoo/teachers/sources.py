@@ -91,6 +91,11 @@ def untrained_teachers() -> Iterator[None]:
         _untrained.reset(token)
 
 
+def untrained() -> bool:
+    """Whether teachers are freshly initialised at present."""
+    return _untrained.get()
+
+
 def prepare(given: list[Teacher]) -> None:
     """Train the recipes that are not in the cache."""
     for teacher in given:
