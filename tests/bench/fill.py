@@ -56,7 +56,7 @@ def main() -> int:
     seconds: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        export_image_network(build("resnet20", FashionMNIST().spec), FashionMNIST().spec, folder / "teacher")
+        export_image_network(build("cifar_resnet20", FashionMNIST().spec), FashionMNIST().spec, folder / "teacher")
         for number in range(ROUNDS):
             for world, found in seconds.items():
                 launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] * (world == 2)

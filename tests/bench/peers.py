@@ -141,12 +141,12 @@ def main() -> int:
         install(folder / "peers")
         os.environ["KDZOO_CACHE"] = str(folder / "cache")
         data = Small(views=VIEWS)
-        export_image_network(build("resnet56", data.spec), data.spec, folder / "teacher")
-        method = KD(student="resnet20", teacher=Teacher(checkpoint=str(folder / "teacher"), store="fp32", views=1))
+        export_image_network(build("cifar_resnet56", data.spec), data.spec, folder / "teacher")
+        method = KD(student="cifar_resnet20", teacher=Teacher(checkpoint=str(folder / "teacher"), store="fp32", views=1))
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         Trainer(accelerator="cpu", max_steps=1, enable_model_summary=False, **quiet).fit(method, datamodule=Small())
         stored, live = method.teacher, method.teacher.networks[0]
-        first = build("resnet20", data.spec)
+        first = build("cifar_resnet20", data.spec)
 
         batches = []
         for batch in Small(views=1).train_dataloader():

@@ -93,7 +93,7 @@ def plain_rate(teacher: Any, steps: int) -> float:
     """Steps per second of a loop of one's own; `teacher`: None, or a FrozenTeacher with or without a store."""
     seed_everything(0, verbose=False)
     data = Small(views=VIEWS)
-    student = build("resnet20", data.spec).train()
+    student = build("cifar_resnet20", data.spec).train()
     optimizer = torch.optim.SGD(student.parameters(), OPTIM.lr, momentum=0.9)
     for step, batch in enumerate(data.train_dataloader()):
         if step == WARM:
@@ -118,7 +118,7 @@ def speeds(folder: Path, rounds: int, steps: int) -> dict[str, list[float]]:
     export = str(folder / "teacher")
 
     def method(**options: Any) -> KD:
-        return KD(student="resnet20", teacher=Teacher(checkpoint=export, **options), optim=OPTIM)
+        return KD(student="cifar_resnet20", teacher=Teacher(checkpoint=export, **options), optim=OPTIM)
 
     def stored() -> KD:
         return method(store="fp16", views=VIEWS)
@@ -129,7 +129,7 @@ def speeds(folder: Path, rounds: int, steps: int) -> dict[str, list[float]]:
     live = method()
     trainer(max_steps=1).fit(live, datamodule=Small(views=VIEWS))
     arms: dict[str, Callable[[], float]] = {
-        "student alone": lambda: lightning_rate(lambda: Supervised(student="resnet20", optim=OPTIM), steps),
+        "student alone": lambda: lightning_rate(lambda: Supervised(student="cifar_resnet20", optim=OPTIM), steps),
         "live": lambda: lightning_rate(method, steps),
         "stored": lambda: lightning_rate(stored, steps),
         "plain, student alone": lambda: plain_rate(None, steps),
@@ -153,7 +153,7 @@ def first_run(folder: Path) -> float:
             options: dict[str, Any] = {"store": "fp16", "views": VIEWS} if name == "stored" else {}
             teacher = Teacher(checkpoint=str(folder / "teacher"), **options)
             seed_everything(0, verbose=False)
-            method = KD(student="resnet20", teacher=teacher, optim=OPTIM)
+            method = KD(student="cifar_resnet20", teacher=teacher, optim=OPTIM)
             data = Small(views=VIEWS, labelled=640, unlabelled="drop")
             begin = time.perf_counter()
             trainer(max_epochs=20).fit(method, datamodule=data)
@@ -198,7 +198,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["KDZOO_CACHE"] = str(folder / "cache")
-        export_image_network(build("resnet56", Small().spec), Small().spec, folder / "teacher")
+        export_image_network(build("cifar_resnet56", Small().spec), Small().spec, folder / "teacher")
         rates = speeds(folder, options.rounds, options.steps)
         ratios = {
             "stored / student alone": paired(rates, "stored", "student alone"),
