@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import yaml
 from lightning import Callback, Trainer, seed_everything
 
 from kdzoo import registry
@@ -73,15 +74,19 @@ def everywhere(value: Any) -> list[Any]:
     return values
 
 
-def every_method() -> dict[str, Any]:
-    """Each method of kdzoo that trains a student on images, with its tiny config and an untrained teacher."""
-    import yaml
+def classifiers() -> dict[str, Any]:
+    """The methods of kdzoo whose student is any classifier: name -> tiny config."""
+    names = [name for name, entry in registry.entries(registry.METHODS).items() if entry.distribution == "kdzoo"]
+    configs = {name: yaml.safe_load(registry.find_config(f"{name}_tiny").read_text()) for name in names}
+    return {
+        name: config for name, config in configs.items() if config["model"]["init_args"].get("student") == "cnn_14k"
+    }
 
+
+def every_method() -> dict[str, Any]:
+    """Each method of kdzoo whose student is any classifier, with its tiny config and an untrained teacher."""
     results = {}
-    for name, entry in registry.entries(registry.METHODS).items():
-        if entry.distribution != "kdzoo":
-            continue
-        settings = yaml.safe_load(registry.find_config(f"{name}_tiny").read_text())
+    for name, settings in classifiers().items():
         settings["model"] = {**settings["model"], "class_path": class_path(registry.METHODS, name)}
         settings["model"]["init_args"] = {**settings["model"]["init_args"], "student": STUDENT}
         seed_everything(0, verbose=False)

@@ -213,9 +213,9 @@ def test_family(run, site):
     site.method("fake_one", fake_module=CARD.format(title="T", year=2024, family="odd"))
     rows = json.loads(run("list", "--family", "odd", "--json")[1])
     assert [row["name"] for row in rows] == ["fake_one"]
-    code, _, err = run("list", "--family", "imaeg")
+    code, _, err = run("list", "--family", "imeag")
     assert code == 1
-    assert err == "kdzoo: no family named 'imaeg'. Near: image. All: dense, image, odd\n"
+    assert err == "kdzoo: no family named 'imeag'. Near: image, mae. All: dense, image, mae, odd\n"
 
 
 def test_a_broken_plugin_is_listed_with_its_problem(run, site):

@@ -142,7 +142,9 @@ def main() -> int:
         os.environ["KDZOO_CACHE"] = str(folder / "cache")
         data = Small(views=VIEWS)
         export_image_network(build("cifar_resnet56", data.spec), data.spec, folder / "teacher")
-        method = KD(student="cifar_resnet20", teacher=Teacher(checkpoint=str(folder / "teacher"), store="fp32", views=1))
+        method = KD(
+            student="cifar_resnet20", teacher=Teacher(checkpoint=str(folder / "teacher"), store="fp32", views=1)
+        )
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         Trainer(accelerator="cpu", max_steps=1, enable_model_summary=False, **quiet).fit(method, datamodule=Small())
         stored, live = method.teacher, method.teacher.networks[0]
