@@ -20,6 +20,7 @@ from kdzoo.datamodules.fashion_mnist import FashionMNIST
 from kdzoo.image.kd import KD
 from kdzoo.method import Method
 from kdzoo.short_names import class_path
+from kdzoo.teachers import fill, store
 from kdzoo.teachers.sources import Teacher, untrained_teachers
 from kdzoo.testing import make_method
 
@@ -97,6 +98,7 @@ def every_method() -> dict[str, Any]:
 
 def with_store(teacher: str) -> dict[str, Any]:
     """`kd` with a store that the ranks fill together."""
+    store.BLOCK = fill.BLOCK = 64  # so that there are blocks for all ranks
     written: list[int] = []
     pwrite = os.pwrite
 

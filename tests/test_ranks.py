@@ -16,6 +16,7 @@ from kdzoo.cli import main
 from kdzoo.datamodules.fashion_mnist import FashionMNIST
 from kdzoo.export.image import export_image_network
 from kdzoo.students.build import build
+from kdzoo.teachers import store
 from kdzoo.teachers.store import Store
 
 SCRIPT = Path(__file__).with_name("ranks.py")
@@ -55,7 +56,8 @@ def test_two_processes_do_what_one_does(runs, name):
         assert two[name]["scores"][score] == pytest.approx(value, rel=1e-4), score
 
 
-def test_the_ranks_fill_the_store_together_each_row_once(runs):
+def test_the_ranks_fill_the_store_together_each_row_once(runs, monkeypatch):
+    monkeypatch.setattr(store, "BLOCK", 64)  # as in the script
     stores = {
         world: Store.at(next(path for path in (cache / "stores").iterdir() if path.is_dir()))
         for world, (_, cache) in runs.items()
