@@ -202,27 +202,32 @@ class MetricsFile(Callback):
         """Write the terms of the loss."""
         if is_logged(trainer):
             rates = {f"lr/{i}": o.param_groups[0]["lr"] for i, o in enumerate(trainer.optimizers)}
-            self._write(trainer, "train/", rates)
+            metrics = logged(trainer, "train/")
+            if terms := getattr(pl_module, "terms", None):  # only those of this step
+                metrics = {name: value for name, value in metrics.items() if name in terms or name == "train/loss"}
+            self._write(trainer, metrics | rates)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the metrics of the validation part."""
         if not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
-            self._write(trainer, "val/")
+            self._write(trainer, logged(trainer, "val/"))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the metrics of the test part."""
-        self._write(trainer, "test/")
+        self._write(trainer, logged(trainer, "test/"))
 
-    def _write(self, trainer: Trainer, prefix: str, more: dict[str, float] | None = None) -> None:
+    def _write(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         if not trainer.is_global_zero:
             return
-        metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith(prefix)} | (
-            more or {}
-        )
         with self.path.open("a", newline="") as file:
             if file.tell() == 0:  # a run without a step
                 csv.writer(file).writerow(["epoch", "step", "name", "value"])
             csv.writer(file).writerows([trainer.current_epoch, trainer.global_step, *item] for item in metrics.items())
+
+
+def logged(trainer: Trainer, prefix: str) -> dict[str, float]:
+    """The metrics whose names begin with `prefix`."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
 
 
 def is_logged(trainer: Trainer) -> bool:

@@ -29,6 +29,7 @@ class Method(LightningModule):
 
     Attributes:
         spec: The spec of the data that the networks were built for (see `architecture`), None until `build` was called.
+        terms: The terms of the last step's loss, by name. Lightning's own record keeps those of earlier steps too.
         run_dir: The folder of `kdzoo predict`, for predictions that are written one by one; else None.
     """
 
@@ -36,6 +37,7 @@ class Method(LightningModule):
         super().__init__()
         self.save_hyperparameters()  # the arguments of the subclass, found by Lightning in the calling frames
         self.spec: dict[str, Any] | None = None
+        self.terms: dict[str, Tensor] = {}
         self.run_dir: Path | None = None
         self.stored_teachers: list[FrozenTeacher] = []  # set when a fit starts
 
@@ -78,7 +80,8 @@ class Method(LightningModule):
         """Sum the terms of `losses` and log each by its name."""
         terms = self.losses(batch)
         loss = torch.stack(list(terms.values())).sum()
-        self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
+        self.terms = {f"train/{name}": term.detach() for name, term in terms.items()}
+        self.log_dict(self.terms)
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 

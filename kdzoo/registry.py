@@ -159,6 +159,18 @@ def find_config(text: str) -> Path:
     return configs[text][0]
 
 
+def recipes_in(config: Any) -> set[str]:
+    """Collect the recipes that a config names: what stands, as text, under a key `teacher`, `start` or `recipe`."""
+    if not isinstance(config, dict | list):
+        return set()
+    found: set[str] = set()
+    for key, value in config.items() if isinstance(config, dict) else enumerate(config):
+        if str(key).rpartition(".")[2] in ("teacher", "start", "recipe"):
+            found |= {each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)}
+        found |= recipes_in(value)
+    return found
+
+
 def _scan(group: str) -> tuple[dict[str, list[Entry]], list[str]]:
     """Name -> claims (at most one per distribution, in the order of sys.path), and problems."""
     return _scan_path(group, tuple(map(str, sys.path)))

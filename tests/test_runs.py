@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from kdzoo import lightning_cli
 from kdzoo.cli import main
 from kdzoo.datamodules.fashion_mnist import FashionMNIST
+from kdzoo.errors import UserError
 from kdzoo.teachers import recipe
 
 FEW = ["--trainer.max_steps", "4", "--trainer.limit_test_batches", "2", "--trainer.log_every_n_steps", "2"]
@@ -153,6 +154,34 @@ def test_a_recipe_is_trained_once(tmp_path, monkeypatch, capsys):
     assert [path.name for path in first.parent.iterdir() if path.suffix != ".lock"] == [first.name]
     changed = recipe.read_config(str(file), {"data.flip": False, "model.optim": {"lr": 0.2}})
     assert recipe.key(changed) != first.name
+
+
+def test_a_recipe_answers_for_its_own_teachers(tmp_path):
+    teacher, student = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    config = yaml.safe_load(recipe.registry.find_config("teacher_fmnist_small").read_text())
+    teacher.write_text(yaml.safe_dump(config))
+    taught = yaml.safe_load(recipe.registry.find_config("kd_tiny").read_text())
+    taught["model"]["init_args"]["teacher"] = str(teacher)
+    student.write_text(yaml.safe_dump(taught))
+    first = recipe.key(recipe.read_config(str(student), {}))
+    config["model"]["init_args"]["student"] = "cnn_14k"
+    teacher.write_text(yaml.safe_dump(config))
+    assert recipe.key(recipe.read_config(str(student), {})) != first
+    taught["model"]["init_args"]["teacher"] = [{"recipe": str(student)}]
+    student.write_text(yaml.safe_dump(taught))
+    with pytest.raises(UserError, match="among its own teachers"):
+        recipe.key(recipe.read_config(str(student), {}))
+
+
+def test_metrics_are_those_of_the_step(run, tmp_path):
+    """FitNet's hint ends with its first stage: what Lightning remembers of it is not written on."""
+    arguments = ["--config", "fitnet_tiny", "--model.teacher", f"{{checkpoint: {run}}}", "--model.hint_fraction", "0.5"]
+    folder = fit(*arguments, *FEW, "--trainer.log_every_n_steps", "1", run_dir=tmp_path / "fitnet")
+    with (folder / "metrics.csv").open() as file:
+        rows = [(row["name"], int(row["step"])) for row in csv.DictReader(file)]
+    assert {step for name, step in rows if name == "train/hint"} == {1, 2}
+    assert {step for name, step in rows if name == "train/kd"} == {3, 4}
+    assert {step for name, step in rows if name == "train/loss"} == {1, 2, 3, 4}
 
 
 def test_wandb_offline(run, tmp_path):

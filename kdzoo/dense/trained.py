@@ -1,6 +1,5 @@
 """Super-resolution networks that were trained before: to start from, or to learn from."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -66,19 +65,7 @@ def load_teacher(given: list[sources.Teacher], spec: dict[str, Any]) -> tuple[Fr
     Raises:
         UserError: A source is missing or damaged, or is for another scale.
     """
-    loaded = [_network(teacher, spec) for teacher in given]
-    networks = [network for network, _ in loaded]
-    digest = hashlib.sha256()
-    for network in networks:
-        for name, weight in network.state_dict().items():
-            digest.update(name.encode() + weight.numpy().tobytes())
-    summary = {
-        "source": " + ".join(teacher.source for teacher in given),
-        "hash": digest.hexdigest()[:8],
-        "parameters": sum(p.numel() for network in networks for p in network.parameters()),
-        "scores": loaded[0][1] if len(loaded) == 1 else {},
-    }
-    return FrozenTeacher(networks, given[0].dtype, inputs=("lr",)), summary
+    return sources.freeze(given, [_network(teacher, spec) for teacher in given], inputs=("lr",))
 
 
 def _network(teacher: sources.Teacher, spec: dict[str, Any]) -> tuple[Network, dict[str, float]]:

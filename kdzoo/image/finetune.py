@@ -72,8 +72,7 @@ class FineTune(Classifier):
 
     def make_student(self, spec: dict[str, Any]) -> None:
         """Take the pre-trained network, with a new head."""
-        loaded, _ = sources.load(self.start, spec)
-        self.student = loaded.networks[0].requires_grad_(True).train()
+        self.student, _ = sources.network_of(self.start[0], spec)
         self.architecture = self.student.architecture
         network: Any = self.student.network
         network.reset_classifier(spec["classes"])

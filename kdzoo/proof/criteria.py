@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from kdzoo.registry import find_config
+from kdzoo import registry
 
 # What a run costs, as its result.json names it; a bench may list these under `metrics` too.
 COSTS = ("train_seconds", "cpu_seconds", "peak_mb", "trainable_params")
@@ -103,23 +103,11 @@ def config_sha256(bench_path: Path) -> str:
         UserError: There is no config of a name that one of them uses.
     """
     bench = yaml.safe_load(bench_path.read_text("utf-8"))
-    waiting = {arm["config"] for arm in bench["arms"].values()} | recipes(bench)
+    waiting = {arm["config"] for arm in bench["arms"].values()} | registry.recipes_in(bench)
     content: dict[str, Any] = {}
     while waiting:
         stem = waiting.pop()
         if stem not in content:
-            content[stem] = yaml.safe_load(find_config(stem).read_text("utf-8"))
-            waiting |= recipes(content[stem])
+            content[stem] = yaml.safe_load(registry.find_config(stem).read_text("utf-8"))
+            waiting |= registry.recipes_in(content[stem])
     return hashlib.sha256(json.dumps([bench, sorted(content.items())], default=str).encode()).hexdigest()
-
-
-def recipes(config: Any) -> set[str]:
-    """Collect the recipes that a config names: what stands, as text, under a key `teacher` or `recipe`."""
-    if not isinstance(config, dict | list):
-        return set()
-    found: set[str] = set()
-    for key, value in config.items() if isinstance(config, dict) else enumerate(config):
-        if str(key).rpartition(".")[2] in ("teacher", "recipe"):
-            found |= {each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)}
-        found |= recipes(value)
-    return found

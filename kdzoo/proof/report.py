@@ -71,7 +71,7 @@ def number(value: float | None) -> str:
 def curves(path: Path) -> dict[str, Figure]:
     """Draw what `metrics.csv` (`epoch,step,name,value`) holds: training losses together, other metrics side by side.
 
-    Names are grouped by what stands before their `/`; a name with a single value is no curve.
+    Names are grouped by what stands before their `/`; a name with a single value, or with zeros alone, is no curve.
     """
     families: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
     with path.open(encoding="utf-8", newline="") if path.exists() else io.StringIO() as file:
@@ -82,7 +82,9 @@ def curves(path: Path) -> dict[str, Figure]:
             values.append(float(row["value"]))
     drawn = {}
     for family, series in families.items():
-        series = {name: points for name, points in series.items() if len(points[0]) > 1}
+        series = {name: points for name, points in series.items() if len(points[0]) > 1 and any(points[1])}
+        if family == "train" and len(series) == 2:
+            series.pop("train/loss", None)  # the same as its only term
         groups = [series] if family == "train" else [{name: points} for name, points in series.items()]
         if series:
             drawn[TITLES.get(family, family or "Others")] = _curves(groups)
@@ -98,7 +100,7 @@ def _curves(groups: Sequence[Mapping[str, tuple[list[int], list[float]]]]) -> Fi
             ax.plot(steps, values, color=LINES[i % len(LINES)], linewidth=1.6, label=name.rpartition("/")[2])
         if len(group) > 1:
             ax.legend(frameon=False, labelcolor=INK, fontsize=9)
-        else:
+        elif len(groups) > 1 or not name.rpartition("/")[2].isdigit():  # the number of the only optimizer says nothing
             ax.set_title(name.rpartition("/")[2], color=INK, fontsize=10)
         ax.set_xlabel("step")
     for ax in axes[len(groups) :]:

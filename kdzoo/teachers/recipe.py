@@ -79,9 +79,24 @@ def data_module(config: dict[str, Any]) -> Any:
     return registry.find(registry.DATA, config["data"]["class_path"]).load()(**config["data"].get("init_args", {}))
 
 
-def key(config: dict[str, Any]) -> str:
-    """The hash under which the teacher of a config is kept: 16 hexadecimal digits."""
+def key(config: dict[str, Any], above: tuple[str, ...] = ()) -> str:
+    """The hash under which the teacher of a config is kept: 16 hexadecimal digits.
+
+    Args:
+        config: As `read_config` returns it.
+        above: The recipes whose teacher this is to teach.
+
+    Raises:
+        UserError: A recipe is a teacher of its own teacher.
+    """
     shaped_by = {"config": resolve(config), "data": data_module(config).fingerprint(), "version": RECIPE_VERSION}
+    inner = {}
+    for name in sorted(registry.recipes_in(config)):  # the teachers of this teacher
+        if name in above:
+            raise UserError(f"The recipe '{name}' is among its own teachers: give it another.")
+        inner[name] = key(read_config(name, {}), (*above, name))
+    if inner:
+        shaped_by["recipes"] = inner
     return hashlib.sha256(json.dumps(shaped_by, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -131,12 +146,8 @@ def train(recipe: str, settings: dict[str, Any], run_dir: Path) -> None:
     """Run `kdzoo fit --config RECIPE` in a process of its own."""
     show = "nothing" if console.quiet else "progress"
     command = [sys.executable, "-m", "kdzoo", "fit", "--config", recipe, "--run_dir", str(run_dir), "--show", show]
-    command += [
-        "--ckpt_path",
-        "last",
-        "--trainer.devices=1",
-        "--trainer.num_nodes=1",
-    ]  # so that any machine makes the same
+    # One process, so that every machine makes the same.
+    command += ["--ckpt_path", "last", "--trainer.devices=1", "--trainer.num_nodes=1"]
     # Strings go as they are: jsonargparse would keep JSON's quotation marks.
     command += [
         f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()

@@ -1,7 +1,7 @@
 """Where a teacher comes from: a recipe, a run or checkpoint, or timm."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -112,11 +112,32 @@ def load(given: list[Teacher], spec: dict[str, Any]) -> tuple[FrozenTeacher, dic
     Raises:
         UserError: A source is missing or damaged, or was made for other data.
     """
-    loaded = [_network(teacher, spec) for teacher in given]
+    loaded = [network_of(teacher, spec) for teacher in given]
+    look = "".join(f"{network.mean.tolist()}{network.std.tolist()}" for network, _ in loaded)
+    return freeze(given, loaded, look=look)
+
+
+def freeze(
+    given: list[Teacher],
+    loaded: Sequence[tuple[Any, dict[str, float]]],
+    inputs: Sequence[str] = ("image",),
+    look: str = "",
+) -> tuple[FrozenTeacher, dict[str, Any]]:
+    """Make networks into a teacher, and say once who it is.
+
+    Args:
+        given: What was asked for.
+        loaded: A network and its test scores for each.
+        inputs: Keys of the batch that the networks take.
+        look: What shapes their outputs beside modules and weights, for the hash.
+
+    Returns:
+        As `load`.
+    """
     networks = [network for network, _ in loaded]
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(look.encode())
     for network in networks:
-        digest.update(f"{network}{network.mean.tolist()}{network.std.tolist()}".encode())
+        digest.update(str(network).encode())
         for name, tensor in network.state_dict().items():
             digest.update(name.encode())
             digest.update(
@@ -128,7 +149,8 @@ def load(given: list[Teacher], spec: dict[str, Any]) -> tuple[FrozenTeacher, dic
         "parameters": sum(parameter.numel() for network in networks for parameter in network.parameters()),
         "scores": loaded[0][1] if len(loaded) == 1 else {},
     }
-    scores = ", ".join(f"{name} {value:.1f}" for name, value in summary["scores"].items() if name == "test/accuracy")
+    shown = ("test/accuracy", "test/psnr_y")
+    scores = ", ".join(f"{name} {value:.1f}" for name, value in summary["scores"].items() if name in shown)
     if not _untrained.get():
         size = count(summary["parameters"])
         say("teacher", f"{summary['source']} ({size} parameters, {summary['hash']}) {scores}".rstrip())
@@ -136,10 +158,15 @@ def load(given: list[Teacher], spec: dict[str, Any]) -> tuple[FrozenTeacher, dic
     if first.store and not _untrained.get():
         dtype: Any = {"fp32": "float32", "fp16": "float16"}[first.store]
         keep = Keep(dtype, first.views, tuple(first.outputs), summary["source"], digest.hexdigest())
-    return FrozenTeacher(networks, first.dtype, keep=keep), summary
+    return FrozenTeacher(networks, first.dtype, inputs, keep), summary
 
 
-def _network(teacher: Teacher, spec: dict[str, Any]) -> tuple[ImageNetwork, dict[str, float]]:
+def network_of(teacher: Teacher, spec: dict[str, Any]) -> tuple[ImageNetwork, dict[str, float]]:
+    """Load one classifier, and its test scores where it has any.
+
+    Raises:
+        UserError: The source is missing or damaged, or was made for other data.
+    """
     # A checkpoint that is there costs no training, and only it knows its architecture.
     if _untrained.get() and not (teacher.checkpoint and Path(teacher.checkpoint).exists()):
         architecture = teacher.timm or "cnn_14k"

@@ -24,7 +24,7 @@ import torch
 from lightning import Trainer
 from rich.console import Console
 from rich.table import Table
-from store import OPTIM, VIEWS, Small  # the script beside this one
+from store import OPTIM, VIEWS, Small, paired  # the script beside this one
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -51,23 +51,23 @@ def install(folder: Path) -> None:
 
 def torchdistill(student: nn.Module, teacher: nn.Module) -> Step:
     """Its DistillationBox."""
+    import torchdistill.core.interfaces.forward_proc
+    import torchdistill.losses.high_level
+    import torchdistill.losses.mid_level
+    import torchdistill.losses.util  # noqa: F401 - these register what the config names
     from torchdistill.core.distillation import DistillationBox
 
-    term = {
-        "key": "KDLoss",
-        "kwargs": {
-            "student_module_path": ".", "student_module_io": "output",
-            "teacher_module_path": ".", "teacher_module_io": "output",
-            "temperature": TEMPERATURE, "alpha": CE, "reduction": "batchmean",
-        },
-    }  # fmt: skip
-    frozen = {"requires_grad": False, "forward_hook": {"input": [], "output": ["."]}}
+    paths = {f"{who}_module_path": "network" for who in ("student", "teacher")}
+    sides = {f"{who}_module_io": "output" for who in ("student", "teacher")}
+    options = {"temperature": TEMPERATURE, "alpha": CE, "reduction": "batchmean"}  # its alpha is the labels' weight
+    term = {"criterion": {"key": "KDLoss", "kwargs": {**paths, **sides, **options}}, "weight": 1.0}
+    side = {"forward_proc": "forward_batch_only", "forward_hook": {"input": [], "output": ["network"]}}
     config = {
         "num_epochs": 1,
-        "teacher": frozen,
-        "student": {"forward_hook": {"input": [], "output": ["."]}},
+        "teacher": {**side, "requires_grad": False},
+        "student": side,
         "optimizer": {"key": "SGD", "kwargs": {"lr": OPTIM.lr}},
-        "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": {"criterion": term, "weight": 1.0}}}},
+        "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": term}}},
     }
     box = DistillationBox(teacher, student, {}, config, torch.device("cpu"), None, False, 1.0, None)
     teacher.eval()
@@ -205,11 +205,6 @@ def run(
         losses.append(loss.detach())
     rate = len(batches) / (time.process_time() - begin)
     return [float(loss) for loss in losses[:10]], rate
-
-
-def paired(rates: dict[str, list[float]], left: str, right: str) -> float:
-    """The median over the rounds of a ratio."""
-    return statistics.median(a / b for a, b in zip(rates[left], rates[right], strict=True))
 
 
 if __name__ == "__main__":
