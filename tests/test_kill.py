@@ -123,13 +123,3 @@ def test_thirty_kills(config, undisturbed, tmp_path, seed):
     moments = random.Random(seed)
     times = [seconds * moments.uniform(0.2, 0.9) for _ in range(3)]
     check(kill_and_resume(config, tmp_path / "run", times), expected)
-
-
-def test_another_config_starts_anew(config, undisturbed, tmp_path):
-    expected, _ = undisturbed
-    folder = expected.parents[2]
-    run = start(config, folder)  # the first is finished, so there is nothing to continue
-    time.sleep(0.1)
-    os.killpg(run.pid, signal.SIGKILL)
-    run.communicate()
-    assert len(list(folder.glob("runs/kd/*/result.json"))) == 1
