@@ -55,13 +55,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = _say("interrupted", 130, debug)
     except Exception as error:
-        full = _disk_full(error)
-        if full is None:
+        told, full = _told(error), _disk_full(error)
+        if told is not None:
+            code = _say(str(told), told.exit_code, debug)
+        elif full is not None:
+            what = f" while writing {full.filename}" if full.filename else ""
+            code = _say(f"the disk is full{what}: make room and run the same command again", 1, debug)
+        else:
             raise
-        what = f" while writing {full.filename}" if full.filename else ""
-        code = _say(f"the disk is full{what}: make room and run the same command again", 1, debug)
     if code:
         sys.exit(code)
+
+
+def _told(error: BaseException | None) -> UserError | None:
+    """Find a UserError among the causes of an error: jsonargparse puts its own on top of a constructor's."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
 
 
 def _disk_full(error: BaseException | None) -> OSError | None:

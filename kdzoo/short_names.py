@@ -116,14 +116,18 @@ def explain(message: str) -> str:
         return f"These arguments are not known: {found[1].strip()}. All: kdzoo fit --help."
     if found := re.search(r"Key '?\"?([\w.]+)'?\"? is not (?:required|expected|valid)", message):
         return f"'{found[1]}' is not a key of a config."
-    if tries := re.findall(r"(Expected .+?)(?:\. Got value: (.+)|\n|$)", message):
+    innermost = message[max(0, message.rfind("Parser key")) :]
+    if tries := re.findall(r"(Expected .+?)(?:\. Got value: (.+)|\n|$)", innermost):
         tried, value = next((pair for pair in tries if pair[1]), tries[0])
+        given = re.search(r"Given value: (.+)", innermost)
+        value = value or (given[1] if given and len(given[1]) < 100 else "")
         return f"{key or 'An argument'}: {_readable(tried)}{f', got {value.strip()}' if value else ''}."
     text = " ".join(message.split())
     return text if len(text) <= 400 else f"{text[:400]} ..."
 
 
 def _readable(text: str) -> str:
+    text = re.sub(r"(?:a )?typing\.Literal\[(.+?)\]", r"one of \1", text)
     return re.sub(r"<class '([\w.]+)'>", r"\1", text).strip().rstrip(".")
 
 

@@ -205,6 +205,27 @@ def test_wandb_offline(run, tmp_path):
 # ------------------------------------------------------------------------------------------------------- bad input
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["kd_tiny", "--model.teacher", "{recipe: teacher_fmnist_small, views: 0}"], "views must be 1 or more"),
+        (["kd_tiny", "--model.teacher", "{timm: resnet18}"], "The teacher 'resnet18' has no weights"),
+        (["dmae_tiny", "--model.teacher", "{recipe: teacher_mae_fmnist, store: fp16}"], "leave store out"),
+        (["imdn_tiny", "--data.patch", "47"], "patch=47 must be a multiple of scale=2"),
+        (["kd_tiny", "--data.batch_size", "0"], "batch_size=0 is too small"),
+    ],
+)
+def test_what_a_constructor_refuses_is_one_sentence(arguments, sentence, capsys, tmp_path):
+    said = says(capsys, "fit", "--config", *arguments, "--run_dir", str(tmp_path / "run"))
+    assert sentence in said
+    assert len(said) < 200
+
+
+def test_a_choice_says_what_there_is(capsys):
+    said = says(capsys, "fit", "--config", "kd_tiny", "--model.teacher", "{recipe: a, store: fp8}", code=2)
+    assert said == "kdzoo: model.teacher.store: Expected one of 'fp32', 'fp16', got fp8."
+
+
 def test_unknown_names(capsys):
     assert "no method named 'dkdd'. Near: dkd" in says(capsys, "fit", "--model", "dkdd")
     assert "Near: fashion_mnist" in says(capsys, "fit", "--model", "kd", "--data", "fashionmnist")
