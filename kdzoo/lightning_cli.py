@@ -1,10 +1,13 @@
-"""`kdzoo fit | validate | test | predict`: LightningCLI with the zoo's short names, and a folder for every run."""
+"""`kdzoo fit | validate | test | predict`: LightningCLI with the zoo's short names, and a folder for every run.
+
+What needs timm is imported where it is used: it takes a second and more, which `--help` does not have.
+"""
 
 import argparse
 import json
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +29,6 @@ from kdzoo.proof.report import write_report
 from kdzoo.ranks import need_one_folder, of_all_ranks, rank
 from kdzoo.run_folder import CONFIG, RESULT, newest, running, unfinished
 from kdzoo.short_names import explain, read_short_names, spell_out, trust_only_the_zoo
-from kdzoo.teachers.sources import read_checkpoint, untrained_teachers
 
 
 class KdzooCLI(LightningCLI):
@@ -207,8 +209,7 @@ def run(argv: list[str]) -> None:
             return {command: LightningCLI.subcommands()[command]}  # a parser each costs a second
 
     try:
-        # Outside of a fit the teacher has done its work.
-        with read_short_names(), nullcontext() if command == "fit" else untrained_teachers():
+        with read_short_names(), nullcontext() if command == "fit" else without_teaching():
             OneCommand(
                 Method,
                 LightningDataModule,
@@ -224,6 +225,13 @@ def run(argv: list[str]) -> None:
     finally:
         sys.argv = saved
         os.environ.pop("KDZOO_RUN_DIR", None)
+
+
+def without_teaching() -> AbstractContextManager[None]:
+    """Outside of a fit the teacher has done its work: nothing is trained or loaded for it."""
+    from kdzoo.teachers.sources import untrained_teachers
+
+    return untrained_teachers()
 
 
 def from_checkpoint(command: str, arguments: list[str]) -> list[str]:
@@ -243,6 +251,8 @@ def from_checkpoint(command: str, arguments: list[str]) -> list[str]:
                 f"kdzoo {command} needs a trained model: give --ckpt_path runs/<method>/<time>/checkpoints/last.ckpt."
             )
         return arguments
+    from kdzoo.teachers.sources import read_checkpoint
+
     checkpoint = read_checkpoint(known.ckpt_path)
     hyper_parameters = dict(checkpoint.get("hyper_parameters", {}))
     class_path = hyper_parameters.pop("_class_path", None)
@@ -264,6 +274,8 @@ def from_checkpoint(command: str, arguments: list[str]) -> list[str]:
 
 def export(argv: list[str]) -> None:
     """Run `kdzoo export RUN [--to FOLDER]`."""
+    from kdzoo.teachers.sources import read_checkpoint
+
     parser = argparse.ArgumentParser(
         prog="kdzoo export", description="Write a run's student in its ecosystem's format."
     )
@@ -275,7 +287,7 @@ def export(argv: list[str]) -> None:
     checkpoint = read_checkpoint(path)
     class_path = checkpoint.get("hyper_parameters", {}).get("_class_path", "")
     method = registry.find(registry.METHODS, class_path).load()
-    with untrained_teachers():
+    with without_teaching():
         loaded = method.load_from_checkpoint(path, map_location="cpu", weights_only=True)  # type: ignore[attr-defined]
     folder = given.to or path.parent.parent / "export"
     result = path.parent.parent / "result.json"
