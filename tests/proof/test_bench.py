@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kdzoo import registry
 from kdzoo.errors import UsageError, UserError
 from kdzoo.proof import bench, criteria, table
 from kdzoo.registry import find_config
@@ -62,7 +63,7 @@ def configs(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bench, "find_config", find)
-    monkeypatch.setattr(criteria, "find_config", find)
+    monkeypatch.setattr(registry, "find_config", find)
     monkeypatch.setattr(bench, "command", command)
     return folder
 
