@@ -3,6 +3,7 @@
 torchrun --nproc-per-node 2 tests/ranks.py RESULT TEACHER
 """
 
+import inspect
 import json
 import os
 import sys
@@ -17,6 +18,8 @@ from lightning import Callback, Trainer, seed_everything
 from kdzoo import registry
 from kdzoo.console import quieten
 from kdzoo.datamodules.fashion_mnist import FashionMNIST
+from kdzoo.datamodules.image_data import ImageData
+from kdzoo.datamodules.sr_folder import SRFolder
 from kdzoo.image.kd import KD
 from kdzoo.method import Method
 from kdzoo.short_names import class_path
@@ -26,6 +29,7 @@ from kdzoo.testing import make_method
 
 STEPS, GLOBAL_BATCH = 8, 64
 STUDENT = "test_efficientnet_ln"  # no batch statistics: they are those of a rank, not of the global batch
+CHANCE = ("mixup", "cutmix", "random_erasing", "drop_path")  # drawn by each rank for itself
 
 
 class Losses(Callback):
@@ -39,13 +43,15 @@ class Losses(Callback):
         self.found.append(float(trainer.strategy.reduce(outputs["loss"].detach().clone(), reduce_op="mean")))
 
 
-def data(**options: Any) -> FashionMNIST:
-    """521 images for an epoch of eight steps, 101 for the validation."""
-    batch_size = GLOBAL_BATCH // int(os.environ.get("WORLD_SIZE", 1))
-    return FashionMNIST(labelled=521, unlabelled="drop", validation=101, batch_size=batch_size, **options)
+def data(name: str = "fashion_mnist") -> ImageData:
+    """521 images for an epoch of eight steps, 101 for the validation; or patches of photographs, and two of those."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if name == "sr_folder":
+        return SRFolder(patch=24, validation=2, batch_size=GLOBAL_BATCH // 4 // world)
+    return FashionMNIST(labelled=521, unlabelled="drop", validation=101, batch_size=GLOBAL_BATCH // world)
 
 
-def run(method: Method, datamodule: FashionMNIST) -> dict[str, Any]:
+def run(method: Method, datamodule: ImageData) -> dict[str, Any]:
     """Fit, validate, and say what came out."""
     losses = Losses()
     trainer = Trainer(
@@ -75,24 +81,27 @@ def everywhere(value: Any) -> list[Any]:
     return values
 
 
-def classifiers() -> dict[str, Any]:
-    """The methods of kdzoo whose student is any classifier: name -> tiny config."""
+def methods() -> dict[str, Any]:
+    """The tiny config of every method of kdzoo, made independent of how many ranks there are."""
     names = [name for name, entry in registry.entries(registry.METHODS).items() if entry.distribution == "kdzoo"]
     configs = {name: yaml.safe_load(registry.find_config(f"{name}_tiny").read_text()) for name in names}
-    return {
-        name: config for name, config in configs.items() if config["model"]["init_args"].get("student") == "cnn_14k"
-    }
+    for name, config in configs.items():
+        model = config["model"]
+        model["class_path"] = class_path(registry.METHODS, name)
+        arguments = inspect.signature(registry.find(registry.METHODS, name).load()).parameters
+        model["init_args"] |= {argument: 0.0 for argument in CHANCE if argument in arguments}
+        if model["init_args"].get("student") == "cnn_14k":
+            model["init_args"]["student"] = STUDENT
+    return configs
 
 
 def every_method() -> dict[str, Any]:
-    """Each method of kdzoo whose student is any classifier, with its tiny config and an untrained teacher."""
+    """Each method of kdzoo with its tiny config and an untrained teacher."""
     results = {}
-    for name, settings in classifiers().items():
-        settings["model"] = {**settings["model"], "class_path": class_path(registry.METHODS, name)}
-        settings["model"]["init_args"] = {**settings["model"]["init_args"], "student": STUDENT}
+    for name, settings in methods().items():
         seed_everything(0, verbose=False)
         with untrained_teachers():
-            results[name] = run(make_method(settings), data())
+            results[name] = run(make_method(settings), data(settings["data"]["class_path"]))
     return results
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from ranks import classifiers  # the script beside this one
+from ranks import methods  # the script beside this one
 
 from kdzoo import registry
 from kdzoo.cli import main
@@ -20,7 +20,7 @@ from kdzoo.teachers import store
 from kdzoo.teachers.store import Store
 
 SCRIPT = Path(__file__).with_name("ranks.py")
-METHODS = list(classifiers())
+METHODS = list(methods())
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_two_processes_do_what_one_does(runs, name):
     assert len(one[name]["losses"]) == 8
     first, second = two[name]["weights"]
     assert first == second  # the ranks agree to the bit
-    assert one[name]["scores"].keys() == {"val/accuracy", "val/nll", "val/ece"}
+    assert one[name]["scores"]
     for score, value in one[name]["scores"].items():
         assert two[name]["scores"][score] == pytest.approx(value, rel=1e-4), score
 
