@@ -29,7 +29,7 @@ from kdzoo.testing import make_method
 
 STEPS, GLOBAL_BATCH = 8, 64
 STUDENT = "test_efficientnet_ln"  # no batch statistics: they are those of a rank, not of the global batch
-CHANCE = ("mixup", "cutmix", "random_erasing", "drop_path")  # drawn by each rank for itself
+CHANCE = ("rand_augment", "random_erasing", "mixup", "cutmix", "drop_path")  # drawn by each rank for itself
 
 
 class Losses(Callback):

@@ -199,6 +199,10 @@ def _from_checkpoint(path: Path, spec: dict[str, Any]) -> ImageNetwork:
     check_spec(checkpoint["spec"], spec, f"The teacher '{path}'")
     network = build(architecture, checkpoint["spec"])
     weights = {n.removeprefix("student."): w for n, w in checkpoint["state_dict"].items() if n.startswith("student.")}
+    body: Any = network.network
+    head = next((name for name, module in network.named_modules() if module is body.get_classifier()), "")
+    if not any(name.startswith(f"{head}.") for name in weights):
+        body.reset_classifier(0)  # a pre-training's network has no head
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from kdzoo.datamodules.random_like import RandomLike
 from kdzoo.errors import UserError
 from kdzoo.image.finetune import FineTune
-from kdzoo.image.mixing import cut, erase, mix
+from kdzoo.image.mixing import cut, erase, mix, rand_augment
 from kdzoo.teachers.sources import Teacher, untrained_teachers
 
 SPEC = {"classes": 5, "channels": 1, "image_size": [28, 28], "mean": [0.3], "std": [0.3]}
@@ -16,7 +16,7 @@ SPEC["keys"] = {
     "label": {"dtype": "int64", "shape": [], "low": 0, "high": 5},
 }
 START = Teacher(timm="vit_48x4_patch4_28", weights="none.safetensors")
-PLAIN = {"mixup": 0.0, "cutmix": 0.0, "random_erasing": 0.0, "drop_path": 0.0}
+PLAIN = {"rand_augment": 0.0, "mixup": 0.0, "cutmix": 0.0, "random_erasing": 0.0, "drop_path": 0.0}
 
 
 def built(**options) -> FineTune:
@@ -102,10 +102,21 @@ def test_erasing_leaves_what_it_does_not_touch():
     assert erase(image, 0.0) is image
 
 
+def test_rand_augment_changes_each_image_by_itself():
+    torch.manual_seed(0)
+    image = torch.rand(1, 3, 16, 16).expand(12, -1, -1, -1)
+    changed = rand_augment(image, 0.9)
+    assert changed.shape == image.shape
+    assert 0 <= changed.min() <= changed.max() <= 1
+    assert len({each.sum().item() for each in changed}) > 6
+    assert rand_augment(image[:, :1], 0.9).shape == (12, 1, 16, 16)
+    assert rand_augment(image, 0.0) is image
+
+
 def test_the_run_decides_what_is_mixed():
     image, target = torch.rand(4, 1, 8, 8), one_hot(torch.arange(4), 5).float()
     results = []
     for _ in range(2):
         torch.manual_seed(3)
-        results.append((mix(image, target, 0.8, 1.0)[0], erase(image, 0.5)))
+        results.append((mix(image, target, 0.8, 1.0)[0], erase(image, 0.5), rand_augment(image, 0.5)))
     assert all(torch.equal(*pair) for pair in zip(*results))

@@ -19,7 +19,7 @@ from kdzoo.mae.mae import MAE
 from kdzoo.mae.pretraining import pixel_targets
 from kdzoo.optim import Optim
 from kdzoo.students.build import build
-from kdzoo.teachers.sources import Teacher, untrained_teachers
+from kdzoo.teachers.sources import Teacher, network_of, untrained_teachers
 
 SPEC = {"modality": "image", "classes": 5, "channels": 1, "image_size": [28, 28], "mean": [0.3], "std": [0.3]}
 SPEC["keys"] = {
@@ -319,6 +319,17 @@ def test_public_checkpoints_load(tmp_path, decoder):
     method = MAE("vit_tiny_patch16_224", weights=str(tmp_path / "mae.safetensors"), **SMALL)
     method.build_for(spec)
     assert torch.equal(method.vit.pos_embed, state["pos_embed"])
+
+
+def test_a_checkpoint_of_a_pretraining_is_a_teacher(tmp_path):
+    method = MAE("vit_48x4_patch4_28", **SMALL)
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(max_steps=1, enable_checkpointing=False, **options)
+    trainer.fit(method, datamodule=RandomLike(SPEC, samples=4, batch_size=4))
+    trainer.save_checkpoint(tmp_path / "mae.ckpt")
+    network, _ = network_of(Teacher(checkpoint=str(tmp_path / "mae.ckpt")), SPEC)
+    assert network.state_dict().keys() == method.student.state_dict().keys()
+    assert torch.equal(network.network.cls_token, method.vit.cls_token)
 
 
 def test_pixel_targets_of_a_flat_patch_are_finite():
