@@ -26,8 +26,8 @@ class Optim:
         warmup: Fraction of the run over which the learning rate rises linearly from zero.
         optimizer: Any torch optimizer in place of `name`; `lr`, `weight_decay` and `momentum` are then its own.
         lr_scheduler: Any torch scheduler, stepped once an epoch, in place of `schedule`.
-        name: `sgd` or `adamw`.
-        betas: AdamW's decay rates of its two averages.
+        name: `sgd`, `adam` or `adamw`.
+        betas: decay rates of Adam's and AdamW's of its two averages.
     """
 
     lr: float = 0.05
@@ -38,7 +38,7 @@ class Optim:
     warmup: float = 0.0
     optimizer: OptimizerCallable | None = None
     lr_scheduler: LRSchedulerCallable | None = None
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
     betas: tuple[float, float] = (0.9, 0.999)
 
     def factor(self, progress: float) -> float:
@@ -63,8 +63,9 @@ class Optim:
         """
         if self.optimizer is not None:
             optimizer = self.optimizer(parameters)
-        elif self.name == "adamw":
-            optimizer = torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
+        elif self.name in ("adam", "adamw"):
+            adam = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
+            optimizer = adam(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
         else:
             optimizer = torch.optim.SGD(
                 parameters,

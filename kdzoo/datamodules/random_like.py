@@ -8,9 +8,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 
-def random_value(generator: torch.Generator, dtype: str, shape: list[int], low: float, high: float) -> Tensor:
-    """One value: floats uniform in [low, high), integers low ... high - 1."""
+def random_value(
+    generator: torch.Generator, batch_size: int, dtype: str, shape: list[int], low: float, high: float | None
+) -> Tensor:
+    """One value: floats uniform in [low, high), integers low ... high - 1; without `high`, a row of the batch."""
     kind = getattr(torch, dtype)
+    high = batch_size if high is None else high
     if kind.is_floating_point:
         return (low + (high - low) * torch.rand(shape, generator=generator)).to(kind)
     return torch.randint(int(low), int(high), shape, generator=generator, dtype=kind)
@@ -32,7 +35,7 @@ class RandomLike(LightningDataModule):
     def _loader(self, part: int) -> DataLoader[dict[str, Tensor]]:
         generator = torch.Generator().manual_seed(part)
         values: Any = [  # a list is data set enough
-            {key: random_value(generator, **entry) for key, entry in self.spec["keys"].items()}
+            {key: random_value(generator, self.batch_size, **entry) for key, entry in self.spec["keys"].items()}
             for _ in range(self.samples)
         ]
         if "index" in self.spec["keys"]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassConfusionMatrix
+from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.functional.classification import binary_calibration_error
 
 from kdzoo.console import count
@@ -18,6 +18,7 @@ from kdzoo.export.image import export_image_network
 from kdzoo.files import write_text
 from kdzoo.method import Method
 from kdzoo.metrics.figures import confusion_figure, predictions_figure, reliability_figure
+from kdzoo.metrics.percent import Percent, PercentError
 from kdzoo.optim import Optim
 from kdzoo.ranks import of_all_ranks
 from kdzoo.students.build import build
@@ -159,22 +160,6 @@ class Classifier(Method):
     def export(self, folder: Path, scores: dict[str, float] | None = None) -> list[str]:
         """Write the student: see `kdzoo.export.image`."""
         return export_image_network(self.student, dict(self.spec or {}), folder, scores)
-
-
-class Percent(MulticlassAccuracy):
-    """Accuracy in percent."""
-
-    def compute(self) -> Tensor:
-        """Return the accuracy over all samples, in [0, 100]."""
-        return 100 * super().compute()
-
-
-class PercentError(MulticlassCalibrationError):
-    """Expected calibration error in percent."""
-
-    def compute(self) -> Tensor:
-        """Return the expected calibration error over 15 bins, in [0, 100]."""
-        return 100 * super().compute()
 
 
 def _scores(classes: int) -> nn.ModuleDict:

@@ -1,0 +1,64 @@
+"""Networks that classify the nodes of a graph: torch_geometric's own, by name."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdzoo.errors import UserError, near
+
+try:
+    from torch_geometric.nn import GAT, GCN, GIN, MLP, GraphSAGE, SGConv
+except ImportError as error:
+    raise UserError("The graph family needs torch_geometric: pip install 'kdzoo[graph]'.") from error
+
+LAYERS: dict[str, Any] = {"mlp": MLP, "sgc": SGConv, "gcn": GCN, "sage": GraphSAGE, "gat": GAT, "gin": GIN}
+
+
+class NodeNetwork(nn.Module):
+    """One of torch_geometric's networks, with one call for all: features and edges to logits.
+
+    Args:
+        name: `gcn`, `sage` (GraphSAGE), `gat`, `gin`, `sgc` or `mlp`, which does not look at the edges.
+        features: F, features of a node.
+        classes: C.
+        hidden: width of the layers between.
+        layers: number of layers, 1 or more; `sgc` propagates so many times.
+        dropout: probability in training, after every hidden layer.
+        norm: `batch_norm`, `layer_norm`, or None, after every hidden layer.
+
+    Raises:
+        UserError: There is no network of this name, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        features: int,
+        classes: int,
+        hidden: int = 128,
+        layers: int = 2,
+        dropout: float = 0.5,
+        norm: str | None = None,
+    ) -> None:
+        super().__init__()
+        if name not in LAYERS:
+            raise UserError(f"There is no graph network '{name}'.{near(name, list(LAYERS))} All: {', '.join(LAYERS)}.")
+        if hidden < 1 or layers < 1 or not 0 <= dropout < 1:
+            raise UserError(f"'{name}' needs hidden={hidden} and layers={layers} of 1 or more, dropout={dropout} < 1.")
+        self.name = name
+        self.arguments: dict[str, Any] = {"features": features, "classes": classes, "hidden": hidden, "layers": layers}
+        self.arguments |= {"dropout": dropout, "norm": norm}
+        layer = LAYERS[name]
+        options: dict[str, Any] = {"dropout": dropout, "norm": norm}
+        sizes: tuple[Any, ...] = (features, hidden, layers, classes)
+        if name == "mlp":
+            sizes = ([features, *[hidden] * (layers - 1), classes],)
+        elif name == "sgc":
+            sizes, options = (features, classes, layers), {}
+        self.network: Any = layer(*sizes, **options)
+        said = [repr(size) for size in sizes] + [f"{option}={value!r}" for option, value in options.items()]
+        self.constructor = f"{layer.__name__}({', '.join(said)})"  # what makes the same network without kdzoo
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        """Features float32 [N, F] and edges int64 [E, 2] to logits [N, C]."""
+        return self.network(x) if self.name == "mlp" else self.network(x, edges.T)
