@@ -64,15 +64,19 @@ class GraphData(LightningDataModule):
         """What networks need to know."""
         self.setup()
         nodes, features = self.parts["test"]["x"].shape
+        return self.spec_of(nodes, features, self.class_names)
+
+    def spec_of(self, nodes: int, features: int, class_names: list[str]) -> dict[str, Any]:
+        """The spec of a graph of this size."""
         return {
             "modality": "node_graph",
-            "classes": len(self.class_names),
-            "class_names": self.class_names,
+            "classes": len(class_names),
+            "class_names": class_names,
             "features": features,
             "keys": {
                 "x": {"dtype": "float32", "shape": [features], "low": 0.0, "high": 1.0},
                 "edges": {"dtype": "int64", "shape": [2], "low": 0, "high": None},  # rows of the batch
-                "label": {"dtype": "int64", "shape": [], "low": 0, "high": len(self.class_names)},
+                "label": {"dtype": "int64", "shape": [], "low": 0, "high": len(class_names)},
                 "index": {"dtype": "int64", "shape": [], "low": 0, "high": nodes},
             },
         }
@@ -101,9 +105,7 @@ class GraphData(LightningDataModule):
         """Check the graph; leave small classes, loops and repeated edges out."""
         if not np.isfinite(x).all():
             node = int((~np.isfinite(x)).any(1).argmax())
-            raise UserError(
-                f"{type(self).__name__}: node {node} has a feature that is no finite number: mend the file."
-            )
+            raise UserError(f"{type(self).__name__}: node {node} has a feature that is not finite: mend the file.")
         if len(strange := edges[(edges < 0) | (edges >= len(x))]):
             raise UserError(
                 f"{type(self).__name__}: an edge names node {strange[0]}, but the nodes are 0 to {len(x) - 1}: mend "
@@ -171,6 +173,10 @@ class GraphData(LightningDataModule):
         """The whole graph."""
         return self._loader("test")
 
+    def resume_from(self, checkpoint: dict[str, Any]) -> None:
+        """Look for nothing: every batch is the same."""
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
+
     def fingerprint(self) -> str:
         """Hash of graph, labels and parts; 64 hexadecimal digits."""
         self.setup()
@@ -200,12 +206,15 @@ class GraphNpz(GraphData):
 
     Args:
         path: the file.
+        features, classes: F and the number of classes, if they are to be known before the file is read.
         labels_per_class, validation, inductive, split_seed, smallest_class, repeat: as for `GraphData`.
     """
 
     def __init__(
         self,
         path: str,
+        features: int | None = None,
+        classes: int | None = None,
         labels_per_class: int = 20,
         validation: int = 500,
         inductive: float = 0.0,
@@ -214,12 +223,25 @@ class GraphNpz(GraphData):
         repeat: int = 50,
     ) -> None:
         super().__init__(labels_per_class, validation, inductive, split_seed, smallest_class, repeat)
-        self.path = Path(path)
+        self.path, self.features, self.classes = Path(path), features, classes
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What networks need to know. Reads the disk only where the arguments do not say it."""
+        if self.parts or self.features is None or self.classes is None:
+            return super().spec
+        return self.spec_of(1, self.features, [str(number) for number in range(self.classes)])
 
     def load(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
         """Read the file."""
-        found = read_npz(self.path)
-        return *found, [str(number) for number in range(int(found[2].max()) + 1)]
+        x, edges, label = read_npz(self.path)
+        classes = int(label.max()) + 1
+        if self.features not in (None, x.shape[1]) or self.classes not in (None, classes):
+            raise UserError(
+                f"'{self.path}' has {x.shape[1]} features and {classes} classes, and the arguments say "
+                f"{self.features} and {self.classes}: correct or omit them."
+            )
+        return x, edges, label, [str(number) for number in range(classes)]
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -255,7 +277,7 @@ class DebianDependencies(GraphData):
     """Packages of Debian 12: their dependencies are the edges, their sections the classes, their words the features.
 
     Args:
-        size: `4k`: 3,992 nodes and 17,988 edges; `14k`: 14,121 and 43,868 (`NOTICE` says whose).
+        size: `4k`: 3,994 nodes and 16,954 edges; `14k`: 14,213 and 44,428 (`NOTICE` says whose).
         labels_per_class, validation, inductive, split_seed, smallest_class, repeat: as for `GraphData`.
     """
 

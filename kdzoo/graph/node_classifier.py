@@ -137,8 +137,9 @@ class NodeClassifier(Method):
 
     def figures(self) -> dict[str, Figure]:
         """Draw the confusion matrix of the last test."""
-        counts = self.confusion.compute().cpu()
-        return {"Confusion": confusion_figure(counts, (self.spec or {})["class_names"])} if counts.any() else {}
+        if not self.confusion.update_called:
+            return {}
+        return {"Confusion": confusion_figure(self.confusion.compute().cpu(), (self.spec or {})["class_names"])}
 
     def export(self, folder: Path, scores: dict[str, float] | None = None) -> list[str]:
         """Write the student: `model.safetensors`, `config.json` and a README that says how torch_geometric loads it."""
