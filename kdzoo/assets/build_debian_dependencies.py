@@ -1,10 +1,10 @@
 """Write the embedded dependency graphs from Debian's index of packages.
 
-Run as `python -m kdzoo.assets.build_debian_dependencies Packages`, with the uncompressed index of bookworm's main archive
-(`/usr/lib/apt/apt-helper cat-file /var/lib/apt/lists/*_Packages*`). A node is a package of one of the sections below, an
-edge a dependency of any strength between two of them, a feature one of the 1,000 commonest words of the one-line
-descriptions. Kept is the largest connected component; the small graph is a snowball sample
-of it: from the first package on, up to five random neighbours of every one. Descriptions are not kept, only numbers of words.
+Run as `python -m kdzoo.assets.build_debian_dependencies Packages`, with the index of bookworm's main archive as text
+(`/usr/lib/apt/apt-helper cat-file /var/lib/apt/lists/*_Packages*`). A node is a package of one of the sections, an edge
+a dependency of any strength between two of them, a feature one of the 1,000 commonest words of the one-line
+descriptions. Kept is the largest connected component; the small graph is a snowball sample of it: from the first
+package on, up to five random neighbours of every one. Descriptions are not kept, only numbers of words.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def neighbours(fields: dict[str, str]) -> set[str]:
 
 
 def snowball(edge: np.ndarray, start: int) -> np.ndarray:
-    """The first `SMALL` nodes that are reached from `start` where at most `FOLLOWED` neighbours of each are followed."""
+    """The first `SMALL` nodes on the way from `start`, where at most `FOLLOWED` neighbours of each are followed."""
     random, beside = np.random.default_rng(0), dict[int, list[int]]()
     for one, other in edge.T.tolist():
         beside.setdefault(one, []).append(other)
