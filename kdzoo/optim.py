@@ -10,7 +10,8 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, Reduce
 
 from kdzoo.errors import UserError
 
-Schedule = Literal["step", "cosine", "constant"]
+Schedule = Literal["step", "cosine", "poly", "constant"]
+POWER = 0.9  # of `poly`, as segmentation has it
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Optim:
         lr: Peak learning rate.
         weight_decay: L2 penalty.
         momentum: Nesterov momentum.
-        schedule: Shape of the learning rate over the run: `step` multiplies it by 0.1 at each milestone.
+        schedule: Shape of the learning rate over the run: `step` multiplies it by 0.1 at each milestone,
+            `poly` by (1 - progress)^0.9.
         milestones: Where `step` decays, as fractions of the run in (0, 1).
         warmup: Fraction of the run over which the learning rate rises linearly from zero.
         optimizer: Any torch optimizer in place of `name`; `lr`, `weight_decay` and `momentum` are then its own.
@@ -47,6 +49,8 @@ class Optim:
         if self.schedule == "cosine":
             done = (progress - self.warmup) / (1 - self.warmup)
             return ramp * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, done))))
+        if self.schedule == "poly":
+            return ramp * max(0.0, 1 - progress) ** POWER
         if self.schedule == "step":
             return ramp * 0.1 ** sum(progress >= milestone for milestone in self.milestones)
         return ramp
