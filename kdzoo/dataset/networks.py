@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 from torchvision.models import resnet18
 
 from kdzoo.errors import UserError, near
@@ -64,6 +65,22 @@ def make(name: str, spec: dict[str, Any], width: int = 128, depth: int | None = 
     return Network(NETWORKS[name](spec["channels"], tuple(spec["image_size"]), width, depth), spec)
 
 
+class Halve(nn.Module):
+    """Average pooling by 2, without an odd last row or column.
+
+    On a CPU as sums of slices, which with their gradients take half of the time of torch's pooling.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, H // 2, W // 2]."""
+        if x.device.type != "cpu":
+            return avg_pool2d(x, 2)
+        height, width = x.shape[-2] // 2, x.shape[-1] // 2
+        upper, lower = x[..., : 2 * height, : 2 * width].unflatten(-2, (height, 2)).unbind(-2)
+        left, right = (upper + lower).unflatten(-1, (width, 2)).unbind(-1)
+        return (left + right) * 0.25
+
+
 def instance_norm(channels: int) -> nn.GroupNorm:
     """Instance normalisation with scale and shift."""
     return nn.GroupNorm(channels, channels)
@@ -88,7 +105,7 @@ def convnet(channels: int, size: tuple[int, int], width: int, depth: int | None)
     for number in range(depth):
         padding = first_padding(size) if number == 0 else 1
         layers += [nn.Conv2d(width if number else channels, width, 3, padding=padding), instance_norm(width)]
-        layers += [nn.ReLU(), nn.AvgPool2d(2)]
+        layers += [nn.ReLU(), Halve()]
     return nn.Sequential(*layers, nn.Flatten())
 
 
