@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kdzoo import registry
 from kdzoo.datamodules.augment import flip_and_shift
 from kdzoo.datamodules.image_data import Batch, ImageData, Samples
 from kdzoo.errors import UserError
-from kdzoo.export.synthetic_set import read_synthetic_set
+from kdzoo.export.synthetic_set import read_synthetic_set, to_pixels
 from kdzoo.spec import check_spec
 
 
@@ -71,10 +69,9 @@ class SyntheticSet(ImageData):
         check_spec(self.spec, self.real.spec, f"The synthetic set in {self.folder}", "its test part")
         self.real.setup()
         assert self.real.test_set is not None
-        images, labels = self.tensors["images"], self.tensors["labels"]
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        labels = self.tensors["labels"]
         hard = labels.argmax(1) if labels.is_floating_point() else labels
-        return Samples(images * std + mean, hard), self.real.test_set
+        return Samples(to_pixels(self.tensors, self.facts), hard), self.real.test_set
 
     def prepare(self, batch: Batch, augment: bool) -> Batch:
         """Augment the synthetic images if asked to; real ones are prepared as their own data say."""

@@ -118,9 +118,13 @@ class Distiller(Method):
         self.real.check(self.ipc)
         digest = data.fingerprint() if hasattr(data, "fingerprint") else ""
         self.provenance = {"data": type(data).__name__, "data_hash": digest, "seed": self.seed}
+        self.study()
         if not self.ready:
             self.start()
             self.ready.fill_(True)
+
+    def study(self) -> None:
+        """Learn from the real images what is needed, before the synthetic ones have their start."""
 
     @torch.no_grad()
     def start(self) -> None:
@@ -230,7 +234,7 @@ class Distiller(Method):
     ) -> list[tuple[Network, MulticlassAccuracy]]:
         """Train fresh networks on `size` images, see `kdzoo.dataset.evaluation.train`, each under a seed of its own."""
         assert self.spec is not None
-        lr = self.evaluation.lr if self.learned_lr is None else float(self.learned_lr)
+        lr = self.evaluation.lr if self.learned_lr is None else float(self.learned_lr.detach())
         judges = []
         devices = [self.device] if self.device.type == "cuda" else []
         for number in range(self.evaluation.networks):
@@ -280,7 +284,7 @@ class Distiller(Method):
             "arguments": plain(dict(self.hparams)),
             **self.provenance,
             "ipc": self.ipc,
-            "learning_rate": None if self.learned_lr is None else float(self.learned_lr),
+            "learning_rate": None if self.learned_lr is None else float(self.learned_lr.detach()),
             "preprocessing": {"mean": spec["mean"], "std": spec["std"]},
             "spec": {key: spec[key] for key in ("classes", "channels", "image_size", "class_names") if key in spec},
             "scores": scores or {},

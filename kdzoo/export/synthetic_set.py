@@ -24,9 +24,17 @@ README = """# {images} synthetic images of {classes} classes by {method}, export
     from torch.utils.data import TensorDataset
     dataset = TensorDataset(*(load_file("FOLDER/images.safetensors")[key] for key in ("images", "labels")))
 
-`images` are float32 [{images}, {channels}, {height}, {width}] as a network sees them: normalise real images by the mean
-and the standard deviation in `dataset.json` to test a network that was trained on these. {labels}
+`images` are float32 [{images}, {channels}, {height}, {width}] as a network sees them. To test a network
+that was trained on these, {how}
+{labels}
 `grid.png` shows a class per row.
+"""
+STANDARDISED = "normalise real images by the mean and the standard deviation in `dataset.json`."
+WHITENED = """whiten real images, which are flattened pixels in [0, 1]. `z` is what `load_file` gives:
+
+    basis, scale = z["zca_basis"], z["zca_scale"]
+    x, rest = pixels - z["zca_centre"], scale.max()
+    whitened = rest * x + ((x @ basis) * (scale - rest)) @ basis.T
 """
 HARD = "`labels` are int64 class numbers; their names are in `dataset.json`."
 SOFT = "`labels` are float32 probabilities of each class; the names of the classes are in `dataset.json`."
@@ -41,7 +49,8 @@ def export_synthetic_set(
         images: float [N, C, H, W], as networks see them.
         labels: int64 [N], or probabilities [N, classes].
         pixels: The same images in [0, 1] for the picture; values outside are clipped.
-        extra: Further tensors of the preprocessing.
+        extra: Tensors of a preprocessing that is more than mean and std: `zca_centre` [D], `zca_basis` [D, D],
+            `zca_scale` [D].
         facts: What `dataset.json` holds: at least `method`, `spec` (classes, channels, image size, names), and
             `preprocessing` (mean, std).
         folder: Where to.
@@ -60,6 +69,7 @@ def export_synthetic_set(
         channels=images.shape[1],
         height=images.shape[2],
         width=images.shape[3],
+        how=WHITENED if "zca_basis" in extra else STANDARDISED,
         labels=SOFT if labels.is_floating_point() else HARD,
     )
     with whole_folder(folder) as work:
@@ -105,6 +115,22 @@ def read_synthetic_set(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]
             raise ValueError("its labels are neither classes nor probabilities of them")
         if not all(len(facts["preprocessing"][name]) == spec["channels"] for name in ("mean", "std")):
             raise ValueError("its mean and std are not one per channel")
+        size = images[0].numel()
+        whitening = {"zca_centre": (size,), "zca_basis": (size, size), "zca_scale": (size,)}
+        given = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith("zca_")}
+        if given and given != whitening:
+            raise ValueError("its whitening does not fit its images")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{folder} holds no intact synthetic set ({error}): export it again.") from error
     return tensors, facts
+
+
+def to_pixels(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Tensor:
+    """The images that `read_synthetic_set` gives, back in the space of pixels: float32 [N, C, H, W], not clipped."""
+    images = tensors["images"]
+    if "zca_basis" in tensors:
+        centre, basis, scale = (tensors[f"zca_{name}"] for name in ("centre", "basis", "scale"))
+        rest, flat = 1 / scale.max(), images.flatten(1)
+        return (rest * flat + ((flat @ basis) * (1 / scale - rest)) @ basis.T + centre).view_as(images)
+    mean, std = (torch.tensor(facts["preprocessing"][name]).view(-1, 1, 1) for name in ("mean", "std"))
+    return images * std + mean
