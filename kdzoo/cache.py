@@ -107,7 +107,8 @@ def kept(folder: Path) -> list[Kept]:
 def main(argv: Sequence[str]) -> int:
     """Run `kdzoo cache`; 1 if `verify` found a damage that it was not to repair."""
     folder = cache_dir()
-    parser = argparse.ArgumentParser("kdzoo cache", description=f"Teachers, their stores and expert trajectories in {folder}.")
+    about = f"Teachers, their stores and expert trajectories in {folder}."
+    parser = argparse.ArgumentParser("kdzoo cache", description=about)
     commands = parser.add_subparsers(dest="command", required=True, metavar="list | verify | prune")
     commands.add_parser("list", help="what there is, how big it is, and when it was used")
     verify = commands.add_parser("verify", help="read everything and compare checksums")

@@ -59,7 +59,9 @@ class Buffer:
             keys = ("identity", "snapshots", "parameters", "about")
             buffer = cls(folder.parent, **{key: facts[key] for key in keys})
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"The trajectories {folder} have no readable {FACTS}: remove them with {prune(folder)}.") from error
+            raise UserError(
+                f"The trajectories {folder} have no readable {FACTS}: remove them with {prune(folder)}."
+            ) from error
         buffer.folder = folder
         return buffer
 
@@ -122,8 +124,8 @@ class Buffer:
         needed, free = missing * self.snapshots * self.parameters * 4, shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(
-                f"The expert trajectories need {needed / 1e9:.2f} GB more in {self.folder}, and {free / 1e9:.2f} GB are "
-                "free: make room, set KDZOO_CACHE to another disk, or take fewer experts or epochs."
+                f"The expert trajectories need {needed / 1e9:.2f} GB more in {self.folder}, and {free / 1e9:.2f} GB "
+                "are free: make room, set KDZOO_CACHE to another disk, or take fewer experts or epochs."
             )
         size = f"{experts} x {self.snapshots} snapshots x {self.parameters:,} parameters"
         there = f"{missing} to be trained" if missing else "all there"
@@ -132,7 +134,9 @@ class Buffer:
     def check_settings(self) -> None:
         """Raise a UserError if the folder is of other settings."""
         there = Buffer.at(self.folder)
-        mine, others = ({"snapshots": each.snapshots, "parameters": each.parameters, **each.identity} for each in (self, there))
+        mine, others = (
+            {"snapshots": each.snapshots, "parameters": each.parameters, **each.identity} for each in (self, there)
+        )
         for key in sorted(mine.keys() | others.keys()):
             if mine.get(key) != others.get(key):
                 raise UserError(

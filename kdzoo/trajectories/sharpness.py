@@ -64,8 +64,8 @@ class GSAM(torch.optim.Optimizer):
             raise UserError("GSAM looks at the loss twice in a step: give `step` a closure.")
         with torch.enable_grad():
             loss = closure()
-        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        first = [parameter.grad.clone() for parameter in parameters]
+        parameters: list[Tensor] = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        first = [_gradient(parameter).clone() for parameter in parameters]
         before = [parameter.clone() for parameter in parameters]  # subtracting e again would round
         sizes = [parameter.abs() if self.adaptive else torch.ones_like(parameter) for parameter in parameters]
         length = _norm([size * gradient for size, gradient in zip(sizes, first)]) + EPSILON
@@ -76,7 +76,7 @@ class GSAM(torch.optim.Optimizer):
         for parameter, value in zip(parameters, before):
             parameter.copy_(value)
         if self.alpha:
-            second = [parameter.grad for parameter in parameters]
+            second = [_gradient(parameter) for parameter in parameters]
             dot = torch.stack([(g * h).sum() for g, h in zip(first, second)]).sum()
             cosine = dot / (_norm(first) * _norm(second) + EPSILON)
             along = cosine * _norm(first) / (_norm(second) + EPSILON)
@@ -104,15 +104,21 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
     """Let batch norms leave their running statistics as they are."""
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     momenta = [norm.momentum for norm in norms]
-    counts = [norm.num_batches_tracked.clone() for norm in norms]
+    counts: list[Any] = [norm.num_batches_tracked for norm in norms]
+    before = [count.clone() for count in counts]
     for norm in norms:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum, count in zip(norms, momenta, counts):
+        for norm, momentum, count, value in zip(norms, momenta, counts, before):
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
+            count.copy_(value)
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:

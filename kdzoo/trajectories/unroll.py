@@ -107,7 +107,8 @@ class _Checkpoint(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
         with torch.enable_grad():
             tensors = [tensor.detach().requires_grad_(need) for tensor, need in zip(ctx.saved_tensors, needed)]
-            gradient = _gradient(*ctx.how, tensors[0], tensors[1:], graph=True)
+            loss, number = ctx.how
+            gradient = _gradient(loss, number, tensors[0], tensors[1:], graph=True)
             wanted = [tensor for tensor in tensors if tensor.requires_grad]
             found = iter(torch.autograd.grad(gradient, wanted, outer, allow_unused=True))
         return None, None, *(next(found) if need else None for need in needed)

@@ -116,7 +116,7 @@ def test_a_damaged_expert_is_refused(tmp_path, how):
 
 def test_a_full_disk_is_said_before(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 10})())
-    with pytest.raises(UserError, match="need 0.00 GB more .* fewer experts"):
+    with pytest.raises(UserError, match=r"need 0.00 GB more .* fewer experts"):
         buffer(tmp_path).fill(2, make)
 
 
@@ -135,7 +135,7 @@ def test_the_cache_knows_buffers(tmp_path, monkeypatch, capsys):
     kept.fill(3, make)
     assert kept.damaged(1) is None
     (kept.folder / "buffer.json").write_text("{")
-    with pytest.raises(UserError, match="no readable buffer.json"):
+    with pytest.raises(UserError, match=r"no readable buffer.json"):
         Buffer.at(kept.folder)
     main(["cache", "prune", kept.folder.name])
     assert not kept.folder.exists()
