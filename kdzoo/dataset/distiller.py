@@ -1,18 +1,18 @@
 """`Distiller`: what all methods of dataset distillation share, from the real images to the judgement and the export."""
 
 import os
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from kdzoo.console import say
-from kdzoo.datamodules.augment import hash32
-from kdzoo.dataset.evaluation import Evaluation, train
+from kdzoo.dataset.augment import NONE
+from kdzoo.dataset.evaluation import Evaluation
+from kdzoo.dataset.judges import Fetch, Judges
 from kdzoo.dataset.networks import POOL, Network, make
 from kdzoo.dataset.pictures import evolution_figure, set_figure
 from kdzoo.dataset.preprocessing import Preprocessing
@@ -20,6 +20,7 @@ from kdzoo.dataset.real_images import RealImages
 from kdzoo.errors import UserError
 from kdzoo.export.synthetic_set import export_synthetic_set
 from kdzoo.method import Method, plain
+from kdzoo.metrics.robust_scores import ars, lrs
 from kdzoo.teachers import sources
 
 Init = Literal["real", "noise"]
@@ -36,7 +37,8 @@ class Distiller(Method):
 
     Evaluation: fresh networks are trained on the synthetic set alone, see `kdzoo.dataset.evaluation`. Logged are the
     mean `accuracy` of their last states on the test part in percent, `accuracy_std` over the networks, `bytes` of the
-    set, and on request `accuracy_<architecture>` for each of a pool.
+    set; on request `accuracy_<architecture>` for each of a pool, and `lrs` and `ars` (`kdzoo.metrics.robust_scores`)
+    with the two accuracies that they compare with.
 
     Args:
         ipc: Synthetic images per class.
@@ -98,7 +100,7 @@ class Distiller(Method):
         self.register_buffer("history", torch.zeros(SNAPSHOTS, min(classes, SHOWN), *shape, dtype=torch.uint8))
         self.register_buffer("taken", torch.tensor(0))  # snapshots in `history`
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        self.judges: dict[str, list[tuple[Network, MulticlassAccuracy]]] = {}
+        self.judges: Judges | None = None
         self.tested = False
 
     def summary(self) -> str:
@@ -221,49 +223,64 @@ class Distiller(Method):
         self.tested = True
 
     def _train_judges(self) -> None:
-        architectures = [self.network, *(name for name in POOL if self.evaluation.pool and name != self.network)]
-        if not sources.untrained():
-            say("judges", f"{self.evaluation.networks} fresh networks of {', '.join(architectures)} train on the set")
-        images, labels = self.final_images(), self.final_labels()
-        self.judges = {
-            name: self.judges_of(name, lambda rows: (images[rows], labels[rows]), len(images)) for name in architectures
-        }
-
-    def judges_of(
-        self, architecture: str, fetch: Callable[[Tensor], tuple[Tensor, Tensor]], size: int
-    ) -> list[tuple[Network, MulticlassAccuracy]]:
-        """Train fresh networks on `size` images, see `kdzoo.dataset.evaluation.train`, each under a seed of its own."""
         assert self.spec is not None
-        lr = self.evaluation.lr if self.learned_lr is None else float(self.learned_lr.detach())
-        judges = []
-        devices = [self.device] if self.device.type == "cuda" else []
-        for number in range(self.evaluation.networks):
-            with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
-                torch.manual_seed(int(hash32(self.seed, number)))
-                network = make(architecture, self.spec, self.width, self.depth).to(self.device)
-                if not sources.untrained():
-                    train(network, fetch, size, self.evaluation, lr)
-            judges.append((network, MulticlassAccuracy(self.spec["classes"], average="micro").to(self.device)))
-        return judges
+        how = self.evaluation
+        architectures = [self.network, *(name for name in POOL if how.pool and name != self.network)]
+        if not sources.untrained():
+            say("judges", f"{how.networks} fresh networks of {', '.join(architectures)} train on the set")
+        images, labels = self.final_images(), self.final_labels()
+        lr = how.lr if self.learned_lr is None else float(self.learned_lr.detach())
+        self.judges = Judges(self.spec, self.width, self.depth, self.seed, self.device)
+        for name in architectures:
+            self.judges.train(name, name, rows_of(images, labels), len(images), how, lr)
+        if how.robustness:
+            self._train_rivals(images, labels, lr)
+
+    def _train_rivals(self, images: Tensor, labels: Tensor, lr: float) -> None:
+        """Train networks on what LRS and ARS compare with."""
+        assert self.spec is not None
+        assert self.judges is not None
+        if not hasattr(self, "real"):
+            self.real = RealImages.of(self.trainer.datamodule, self.spec)  # type: ignore[attr-defined]
+        rows, count = self.real.choose(self.ipc, self.seed), len(images)
+        every = self.real.labels.to(self.device)
+        fetch = rows_of(self.real_images(rows), every[rows])
+        bare = replace(self.evaluation, augmentation=NONE)
+        whole = replace(self.evaluation, epochs=self.evaluation.real_epochs)
+        hard = labels.argmax(1) if labels.is_floating_point() else labels
+        for group, given, size, how, rate in (
+            ("random", fetch, count, self.evaluation, lr),
+            ("random plain", fetch, count, bare, lr),
+            ("plain", rows_of(images, labels), count, bare, lr),
+            ("hard", rows_of(images, hard), count, self.evaluation, lr),
+            ("all", lambda rows: (self.real_images(rows), every[rows]), len(self.real), whole, whole.lr),
+        ):
+            self.judges.train(group, self.network, given, size, how, rate)
 
     def _judge(self, batch: dict[str, Tensor]) -> None:
-        x = self.preprocess(batch["image"])
-        for judges in self.judges.values():
-            for network, accuracy in judges:
-                accuracy.update(network(x), batch["label"])
+        if self.judges is not None:
+            self.judges.update(self.preprocess(batch["image"]), batch["label"])
 
     def _score(self, part: str) -> None:
-        for name, judges in self.judges.items():
-            scores = 100 * torch.stack([accuracy.compute() for _, accuracy in judges])
-            if name == self.network:
-                self.log(f"{part}/accuracy", scores.mean(), prog_bar=part == "val")
-                self.log(f"{part}/accuracy_std", scores.std() if len(scores) > 1 else scores.new_zeros(()))
-            if self.evaluation.pool:
-                self.log(f"{part}/accuracy_{name}", scores.mean())
-        if self.judges and part == "test":
+        judges, self.judges = self.judges, None
+        if judges is None:  # a validation inside a fit
+            return
+        scores = {group: judges.percent(group) for group in judges.groups}
+        own = scores[self.network]
+        self.log(f"{part}/accuracy", own.mean(), prog_bar=part == "val")
+        self.log(f"{part}/accuracy_std", own.std() if len(own) > 1 else torch.zeros_like(own[0]))
+        for name in POOL if self.evaluation.pool else ():
+            self.log(f"{part}/accuracy_{name}", scores[name].mean())
+        if self.evaluation.robustness:
+            mean = {group: float(values.mean()) for group, values in scores.items()}
+            accuracy = mean[self.network]
+            self.log(f"{part}/accuracy_random", mean["random"])
+            self.log(f"{part}/accuracy_all", mean["all"])
+            self.log(f"{part}/lrs", lrs(accuracy, mean["random"], mean["hard"], mean["all"]))
+            self.log(f"{part}/ars", ars((accuracy, mean["random"]), (mean["plain"], mean["random plain"])))
+        if part == "test":
             tensors = self.final_images(), self.final_labels()
             self.log("test/bytes", float(sum(tensor.numel() * tensor.element_size() for tensor in tensors)))
-        self.judges = {}
 
     def figures(self) -> dict[str, Figure]:
         """Draw the synthetic images, and how they came to be."""
@@ -302,3 +319,8 @@ class Distiller(Method):
         """Know where the set comes from."""
         super().on_load_checkpoint(checkpoint)
         self.provenance = dict(checkpoint.get("provenance", {}))
+
+
+def rows_of(images: Tensor, labels: Tensor) -> Fetch:
+    """What gives the images and labels at some rows."""
+    return lambda rows: (images[rows], labels[rows])

@@ -29,6 +29,8 @@ class Evaluation:
         batch_size: Images per step.
         augmentation: Operations of `kdzoo.dataset.augment`, joined by `_`, drawn for each batch; or `none`.
         pool: Also train as many networks of each other architecture of the family, and report each.
+        robustness: Also report LRS and ARS, which takes networks trained on as many random real images and on all.
+        real_epochs: Passes over all real images for that.
         during_fit: Also train networks at each validation inside a fit, if the data have a validation part.
     """
 
@@ -40,11 +42,15 @@ class Evaluation:
     batch_size: int = 256
     augmentation: str = DSA
     pool: bool = False
+    robustness: bool = False
+    real_epochs: int = 30
     during_fit: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.networks, self.epochs, self.batch_size) < 1 or self.lr <= 0:
-            raise UserError("An evaluation needs a positive lr, and networks, epochs and batch_size of 1 or more.")
+        if min(self.networks, self.epochs, self.batch_size, self.real_epochs) < 1 or self.lr <= 0:
+            raise UserError(
+                "An evaluation needs a positive lr, and 1 or more networks, epochs, real_epochs and batch_size."
+            )
         operations(self.augmentation)
 
 

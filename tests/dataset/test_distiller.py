@@ -1,6 +1,7 @@
 """What all methods of the family share: the real images, the start, the judges, the pictures and the export."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 from kdzoo.datamodules.augment import hash32
+from kdzoo.dataset.distiller import rows_of
 from kdzoo.dataset.dm import DM
 from kdzoo.dataset.evaluation import Evaluation, train
+from kdzoo.dataset.judges import Judges
 from kdzoo.dataset.networks import POOL, make
 from kdzoo.dataset.random import RandomCoreset
 from kdzoo.dataset.real_images import RealImages
 from kdzoo.errors import UserError
+from kdzoo.metrics.robust_scores import ars, lrs
 
 BRIEF = Evaluation(networks=2, epochs=3)
 SMALL = {"width": 8, "evaluation": BRIEF}
@@ -185,6 +189,37 @@ def test_the_pool_reports_every_architecture(fit):
     (scores,) = fit(method, data).test(method, datamodule=data, verbose=False)
     assert {f"test/accuracy_{name}" for name in POOL} <= scores.keys()
     assert scores["test/accuracy_convnet"] == scores["test/accuracy"]
+
+
+def test_robust_scores_come_from_their_comparisons(dots, fit):
+    """With hard labels: LRS and ARS from four accuracies, each of networks trained here once more."""
+    data = dots()
+    how = Evaluation(networks=2, epochs=12, robustness=True, real_epochs=4)
+    method = DM(ipc=2, batch_real=4, lr_img=20.0, width=8, evaluation=how)
+    trainer = fit(method, data, steps=4)
+    del method.real  # as in a test of a checkpoint
+    (scores,) = trainer.test(method, datamodule=data, verbose=False)
+    rows = method.real.choose(2, 0)
+    sets = {
+        "own": (method.images.detach(), method.labels, how),
+        "random": (method.real_images(rows), method.real.labels[rows], how),
+        "all": (method.real_images(torch.arange(30)), method.real.labels, replace(how, epochs=4)),
+        "plain": (method.images.detach(), method.labels, replace(how, augmentation="none")),
+    }
+    sets["random plain"] = (*sets["random"][:2], replace(how, augmentation="none"))
+    accuracy = {}
+    for name, (images, labels, recipe) in sets.items():
+        judges = Judges(data.spec, 8, None, 0, torch.device("cpu"))
+        judges.train("one", "convnet", rows_of(images, labels), len(images), recipe, recipe.lr)
+        judges.update(method.preprocess(data.test_set.images / 255), data.test_set.labels)
+        accuracy[name] = float(judges.percent("one").mean())
+    assert scores["test/accuracy"] == pytest.approx(accuracy["own"])
+    assert scores["test/accuracy_random"] == pytest.approx(accuracy["random"])
+    assert scores["test/accuracy_all"] == pytest.approx(accuracy["all"])
+    expected = lrs(accuracy["own"], accuracy["random"], accuracy["own"], accuracy["all"])
+    assert scores["test/lrs"] == pytest.approx(expected, abs=1e-4)
+    expected = ars((accuracy["own"], accuracy["random"]), (accuracy["plain"], accuracy["random plain"]))
+    assert scores["test/ars"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_validation_inside_a_fit_is_for_those_who_ask(dots, fit):
