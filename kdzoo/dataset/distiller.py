@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdzoo.console import say
 from kdzoo.dataset.augment import NONE
-from kdzoo.dataset.evaluation import Evaluation
+from kdzoo.dataset.evaluation import Evaluation, label_loss
 from kdzoo.dataset.judges import Fetch, Judges
 from kdzoo.dataset.networks import POOL, Network, make
 from kdzoo.dataset.pictures import evolution_figure, set_figure
@@ -196,6 +196,10 @@ class Distiller(Method):
         """Their labels: int64 [classes * ipc], or probabilities [classes * ipc, classes]."""
         return self.labels.detach()
 
+    def criterion(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """What networks minimise that train on the set; see `kdzoo.dataset.evaluation.Criterion`."""
+        return label_loss(logits, images, labels)
+
     def on_validation_start(self) -> None:
         """Train networks on the set, unless the fit goes on."""
         if self.evaluation.during_fit or self.trainer.state.fn != "fit":
@@ -232,7 +236,7 @@ class Distiller(Method):
         lr = how.lr if self.learned_lr is None else float(self.learned_lr.detach())
         self.judges = Judges(self.spec, self.width, self.depth, self.seed, self.device)
         for name in architectures:
-            self.judges.train(name, name, rows_of(images, labels), len(images), how, lr)
+            self.judges.train(name, name, rows_of(images, labels), len(images), how, lr, self.criterion)
         if how.robustness:
             self._train_rivals(images, labels, lr)
 
@@ -248,14 +252,14 @@ class Distiller(Method):
         bare = replace(self.evaluation, augmentation=NONE)
         whole = replace(self.evaluation, epochs=self.evaluation.real_epochs)
         hard = labels.argmax(1) if labels.is_floating_point() else labels
-        for group, given, size, how, rate in (
-            ("random", fetch, count, self.evaluation, lr),
-            ("random plain", fetch, count, bare, lr),
-            ("plain", rows_of(images, labels), count, bare, lr),
-            ("hard", rows_of(images, hard), count, self.evaluation, lr),
-            ("all", lambda rows: (self.real_images(rows), every[rows]), len(self.real), whole, whole.lr),
+        for group, given, size, how, rate, criterion in (
+            ("random", fetch, count, self.evaluation, lr, self.criterion),
+            ("random plain", fetch, count, bare, lr, self.criterion),
+            ("plain", rows_of(images, labels), count, bare, lr, self.criterion),
+            ("hard", rows_of(images, hard), count, self.evaluation, lr, label_loss),
+            ("all", lambda rows: (self.real_images(rows), every[rows]), len(self.real), whole, whole.lr, label_loss),
         ):
-            self.judges.train(group, self.network, given, size, how, rate)
+            self.judges.train(group, self.network, given, size, how, rate, criterion)
 
     def _judge(self, batch: dict[str, Tensor]) -> None:
         if self.judges is not None:

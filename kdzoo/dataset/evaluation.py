@@ -54,8 +54,22 @@ class Evaluation:
         operations(self.augmentation)
 
 
+# Of the logits [b, classes], the augmented images that they are of, and the labels; returns a scalar.
+Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def label_loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy with the labels, hard or soft."""
+    return cross_entropy(logits, labels)
+
+
 def train(
-    network: nn.Module, fetch: Callable[[Tensor], tuple[Tensor, Tensor]], size: int, how: Evaluation, lr: float
+    network: nn.Module,
+    fetch: Callable[[Tensor], tuple[Tensor, Tensor]],
+    size: int,
+    how: Evaluation,
+    lr: float,
+    criterion: Criterion = label_loss,
 ) -> None:
     """Train a network by the protocol, in place; draws from torch's global generator.
 
@@ -65,6 +79,7 @@ def train(
         size: Images to train on.
         how: Epochs, batch size, optimizer and augmentation.
         lr: Learning rate at the start.
+        criterion: What is minimised.
     """
     network.train()
     optimizer = _sgd(network, how, lr)
@@ -73,7 +88,8 @@ def train(
             optimizer = _sgd(network, how, 0.1 * lr)
         for rows in torch.randperm(size).split(how.batch_size):
             images, labels = fetch(rows)
-            loss = cross_entropy(network(augment(images, how.augmentation)), labels)
+            images = augment(images, how.augmentation)
+            loss = criterion(network(images), images, labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from kdzoo.datamodules.augment import hash32
-from kdzoo.dataset.evaluation import Evaluation, train
+from kdzoo.dataset.evaluation import Criterion, Evaluation, label_loss, train
 from kdzoo.dataset.networks import Network, make
 from kdzoo.teachers import sources
 
@@ -29,7 +29,16 @@ class Judges:
         self.spec, self.width, self.depth, self.seed, self.device = spec, width, depth, seed, device
         self.groups: dict[str, list[tuple[Network, MulticlassAccuracy]]] = {}
 
-    def train(self, group: str, architecture: str, fetch: Fetch, size: int, how: Evaluation, lr: float) -> None:
+    def train(
+        self,
+        group: str,
+        architecture: str,
+        fetch: Fetch,
+        size: int,
+        how: Evaluation,
+        lr: float,
+        criterion: Criterion = label_loss,
+    ) -> None:
         """Make a group of `how.networks` networks and train it, see `kdzoo.dataset.evaluation.train`.
 
         The random state outside is left alone. Inside of `untrained_teachers` nothing is trained.
@@ -41,7 +50,7 @@ class Judges:
                 torch.manual_seed(int(hash32(self.seed, number)))
                 network = make(architecture, self.spec, self.width, self.depth).to(self.device)
                 if not sources.untrained():
-                    train(network, fetch, size, how, lr)
+                    train(network, fetch, size, how, lr, criterion)
             accuracy = MulticlassAccuracy(self.spec["classes"], average="micro").to(self.device)
             self.groups[group].append((network, accuracy))
 
