@@ -4,6 +4,7 @@ import argparse
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +13,15 @@ from filelock import FileLock, Timeout
 from kdzoo.errors import UserError, near
 from kdzoo.files import cache_dir
 from kdzoo.teachers.store import Store
+from kdzoo.trajectories.buffer import Buffer
 
 DAY = 24 * 3600
-KINDS = {"teachers": "teacher", "stores": "store"}
+KINDS = {"teachers": "teacher", "stores": "store", "trajectories": "experts"}
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A folder of the cache: a teacher, a store, or what an interrupted run left."""
+    """A folder of the cache: a teacher, a store, expert trajectories, or what an interrupted run left."""
 
     kind: str
     path: Path
@@ -44,6 +46,12 @@ class Kept:
                 return str(error)
             views = {view for _, view in store.found() if all(store.rows(o, view).path.exists() for o in store.shapes)}
             return f"{store.about}, {len(views)} views, {store.identity['dtype']}"
+        if self.kind == "experts":
+            try:
+                buffer = Buffer.at(self.path)
+            except UserError as error:
+                return str(error)
+            return f"{buffer.about}, {len(buffer.found())} experts x {buffer.snapshots} snapshots"
         name = self.path / "recipe.txt"
         return name.read_text("utf-8").strip() if name.is_file() else "unfinished" * (self.path.suffix != "")
 
@@ -58,6 +66,9 @@ class Kept:
                     for (output, view), blocks in bad.items()
                     if blocks
                 ]
+            if self.kind == "experts":
+                buffer = Buffer.at(self.path)
+                return [damage for expert in buffer.found() if (damage := buffer.damaged(expert))]
             if not self.path.suffix:
                 from kdzoo.export.image import load_image_network
 
@@ -70,8 +81,14 @@ class Kept:
         """Let the next run make again what is damaged."""
         try:
             store = Store.at(self.path) if self.kind == "store" else None
+            buffer = Buffer.at(self.path) if self.kind == "experts" else None
         except UserError:
-            store = None
+            store = buffer = None
+        if buffer is not None:
+            for expert in buffer.found():
+                if buffer.damaged(expert):
+                    buffer.path(expert).unlink()
+            return
         if store is None:
             shutil.rmtree(self.path)
             return
@@ -90,7 +107,8 @@ def kept(folder: Path) -> list[Kept]:
 def main(argv: Sequence[str]) -> int:
     """Run `kdzoo cache`; 1 if `verify` found a damage that it was not to repair."""
     folder = cache_dir()
-    parser = argparse.ArgumentParser("kdzoo cache", description=f"Teachers and their stores in {folder}.")
+    about = f"Teachers, their stores and expert trajectories in {folder}."
+    parser = argparse.ArgumentParser("kdzoo cache", description=about)
     commands = parser.add_subparsers(dest="command", required=True, metavar="list | verify | prune")
     commands.add_parser("list", help="what there is, how big it is, and when it was used")
     verify = commands.add_parser("verify", help="read everything and compare checksums")
@@ -150,7 +168,9 @@ def remove(chosen: Sequence[Kept]) -> None:
     for each in chosen:
         lock = each.path.with_name(each.path.name.partition(".")[0] + ".lock")
         try:
-            with FileLock(lock, timeout=0):
+            with ExitStack() as locked:
+                for held in (lock, *each.path.glob("*.lock")):
+                    locked.enter_context(FileLock(held, timeout=0))
                 freed += each.size
                 shutil.rmtree(each.path)
         except Timeout:

@@ -35,6 +35,7 @@ def quieten() -> None:
         ".*litlogger.*",
         ".*LeafSpec.*",
         ".*callbacks used to create the checkpoint.*",
+        ".*Using ModelCheckpoint with manual optimization.*",
         ".*Checkpoint directory .* exists and is not empty.*",
     )
     for pattern in patterns:

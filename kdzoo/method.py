@@ -30,8 +30,11 @@ class Method(LightningModule):
     Attributes:
         spec: The spec of the data that the networks were built for (see `architecture`), None until `build` was called.
         terms: The terms of the last step's loss, by name. Lightning's own record keeps those of earlier steps too.
+        least_per_class: How many samples of each class the training part must have, if the method needs them.
         run_dir: The folder of `kdzoo predict`, for predictions that are written one by one; else None.
     """
+
+    least_per_class = 0
 
     def __init__(self) -> None:
         super().__init__()

@@ -110,7 +110,9 @@ class ShortRun(Callback):
     ) -> None:
         seed_everything(0, verbose=False)
         self.method = make_method(settings)
-        self.data = RandomLike(spec, samples=4, batch_size=4)  # an epoch is a step: the resume starts with a whole one
+        samples = max(4, self.method.least_per_class * spec.get("classes", 0))
+        # An epoch is a step: the resume starts with a whole one.
+        self.data = RandomLike(spec, samples, batch_size=samples)
         self.losses: list[float] = []
         self.modes: list[bool] = []
         keeper = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=STEPS - 1, save_top_k=-1)

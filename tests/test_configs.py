@@ -25,7 +25,8 @@ def test_builds_and_takes_a_step(stem, tmp_path):
     seed_everything(0, verbose=False)
     config = settings(stem)
     with no_network(), untrained_teachers():
-        data = RandomLike(make_data(config).spec, samples=4, batch_size=2)
+        method, spec = make_method(config), make_data(config).spec
+        data = RandomLike(spec, max(4, method.least_per_class * spec.get("classes", 0)), batch_size=2)
         trainer = Trainer(
             accelerator="cpu",
             max_steps=1,
@@ -35,7 +36,7 @@ def test_builds_and_takes_a_step(stem, tmp_path):
             enable_model_summary=False,
             default_root_dir=tmp_path,
         )
-        trainer.fit(make_method(config), datamodule=data)
+        trainer.fit(method, datamodule=data)
     assert trainer.global_step == 1
 
 

@@ -23,7 +23,8 @@ class RandomLike(LightningDataModule):
     """Batches as a data module with this spec would give them, the same each time.
 
     Args:
-        spec: a data module's spec; its `keys` say what a sample holds. `index`, if there, counts the samples.
+        spec: a data module's spec; its `keys` say what a sample holds. `index`, if there, counts the samples,
+            and a sample's only `label` goes round the classes.
         samples: size of each part.
         batch_size: samples per batch.
     """
@@ -41,6 +42,10 @@ class RandomLike(LightningDataModule):
         if "index" in self.spec["keys"]:
             for number, value in enumerate(values, start=part * self.samples):
                 value["index"] = torch.tensor(number)
+        label = self.spec["keys"].get("label", {})
+        if label.get("shape") == [] and label["dtype"] == "int64":
+            for number, value in enumerate(values):
+                value["label"] = torch.tensor(int(label["low"]) + number % int(label["high"] - label["low"]))
         return DataLoader(dataset=values, batch_size=self.batch_size, shuffle=False, generator=torch.Generator())
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
