@@ -47,9 +47,7 @@ class UNet(nn.Module):
 
     def __init__(self, widths: Sequence[int], in_channels: int, classes: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            conv(in_channels, widths[0] // 2, stride=2), conv(widths[0] // 2, widths[0], stride=2)
-        )
+        self.stem = nn.Sequential(conv(in_channels, widths[0], stride=2), conv(widths[0], widths[0], stride=2))
         befores = [widths[0], *widths[:-1]]
         self.down = nn.ModuleList(
             nn.Sequential(conv(before, width, stride=1 if level == 0 else 2), conv(width, width))
