@@ -144,8 +144,8 @@ def rotate(x: Tensor, draws: Tensor) -> Tensor:
 
 def _sample(x: Tensor, theta: Tensor) -> Tensor:
     theta = theta.view(-1, 2, 3).to(x.dtype).expand(x.shape[0], 2, 3)
-    grid = affine_grid(theta, list(x.shape), align_corners=True)
-    return grid_sample(x, grid, align_corners=True)
+    grid = affine_grid(theta, list(x.shape), align_corners=False)
+    return grid_sample(x, grid, align_corners=False)
 
 
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -164,7 +164,8 @@ class Trajectories:
         identity = {
             "recipe": RECIPE_VERSION,
             "data": fingerprint(real),
-            "preprocessing": fingerprint_of(preprocess, spec),
+            # Whatever else a preprocessing has it has from the images.
+            "preprocessing": [type(preprocess).__name__, preprocess.mean.tolist(), preprocess.std.tolist()],
             "network": [name, width, depth, spec["channels"], *spec["image_size"], spec["classes"]],
             **{key: value for key, value in asdict(how).items() if key != "count"},
         }
@@ -201,8 +202,3 @@ def fingerprint(real: RealImages) -> str:
     digest = hashlib.sha256(real.images.contiguous().numpy().tobytes())
     digest.update(real.labels.numpy().tobytes())
     return digest.hexdigest()
-
-
-def fingerprint_of(preprocess: Preprocessing, spec: dict[str, Any]) -> list[Any]:
-    """What a preprocessing is: its kind, and what it depends on beside the images."""
-    return [type(preprocess).__name__, *spec["mean"], *spec["std"]]

@@ -2,15 +2,16 @@
 
     s(c) = -CE(f(c), y);   an image is a mosaic of factor^2 crops with the largest s
 
-Nothing is optimised. Of some real images of a class random crops are made, of each image the crop with the largest s is
-kept, and of these the best; each is shrunk to its tile. The teacher labels what comes out: see
-`kdzoo.dataset.decoupled`.
-Source: Sun, Shi and others, arXiv 2312.03526, section 4; factor 2 is theirs for images of 224 pixels, 1 for small ones.
+Nothing is optimised. Of some real images of a class random square crops are made, of the size of a tile; of each image
+the crop with the largest s is kept, and of these the best. The teacher sees a crop in the middle of an image of zeros.
+The teacher labels what comes out: see `kdzoo.dataset.decoupled`.
+Source: Sun, Shi and others, arXiv 2312.03526, section 4, and the authors' code, whose settings the defaults are: factor
+2 for images of 224 pixels; 1 is theirs for 32.
 """
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import cross_entropy, interpolate, pad
 
 from kdzoo.card import Card
 from kdzoo.datamodules.augment import crop_box
@@ -33,26 +34,25 @@ CARD = Card(
 )
 
 
-def mosaic(tiles: Tensor, factor: int) -> Tensor:
-    """Put together [n * factor^2, C, H, W] row by row into n images [n, C, H, W], each tile shrunk by the factor.
+def mosaic(tiles: Tensor, factor: int, height: int, width: int) -> Tensor:
+    """Put tiles together into images: the i-th takes the tiles i, n + i, 2 n + i ..., row by row.
 
-    Where the side is no multiple of the factor, the last tiles are larger by the rest.
+    Args:
+        tiles: [factor^2 * n, C, height // factor, width // factor].
+        factor: Tiles per side.
+        height: Of the images. Where it is no multiple of the factor, the first tiles are stretched by a pixel.
+        width: Likewise.
+
+    Returns:
+        [n, C, height, width].
     """
-    height, width = tiles.shape[-2:]
-    rows = [height // factor] * (factor - 1) + [height - height // factor * (factor - 1)]
-    columns = [width // factor] * (factor - 1) + [width - width // factor * (factor - 1)]
-    groups = tiles.unflatten(0, (-1, factor, factor))  # [n, row, column, C, H, W]
-    return torch.cat(
-        [
-            torch.cat([_shrink(groups[:, i, j], rows[i], columns[j]) for j in range(factor)], dim=-1)
-            for i in range(factor)
-        ],
-        dim=-2,
-    )
-
-
-def _shrink(x: Tensor, height: int, width: int) -> Tensor:
-    return x if x.shape[-2:] == (height, width) else interpolate(x, (height, width), mode="bilinear", antialias=True)
+    grid = tiles.unflatten(0, (factor, factor, -1))  # [row, column, n, C, h, w]
+    heights, widths = ([side // factor + (i < side % factor) for i in range(factor)] for side in (height, width))
+    rows = [
+        torch.cat([interpolate(grid[i, j], (heights[i], widths[j])) for j in range(factor)], dim=-1)
+        for i in range(factor)
+    ]
+    return torch.cat(rows, dim=-2)
 
 
 class RDED(Decoupled):
@@ -79,7 +79,7 @@ class RDED(Decoupled):
         factor: int = 2,
         candidates: int = 300,
         crops: int = 5,
-        crop: tuple[float, float] = (0.5, 1.0),
+        crop: tuple[float, float] = (0.08, 1.0),
         network: str = "convnet",
         width: int = 128,
         depth: int | None = None,
@@ -102,7 +102,12 @@ class RDED(Decoupled):
     def distil_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Choose and put together, once; the optimizer's step that follows has no gradient and only counts."""
         if self.trainer.global_step == 0:
-            self.real.check(self.least_per_class)
+            for name, rows in zip(self.real.class_names, self.real.rows):
+                if len(rows) < self.least_per_class:
+                    raise UserError(
+                        f"RDED: the class '{name}' has {len(rows)} training images, and {self.ipc} images of "
+                        f"{self.factor**2} tiles need {self.least_per_class}: give a smaller ipc or factor."
+                    )
             with torch.no_grad():
                 self.images.copy_(torch.cat([self.make(label) for label in range(len(self.real.rows))]))
         return {"chosen": self.images.new_zeros(())}
@@ -111,18 +116,28 @@ class RDED(Decoupled):
     def make(self, label: int) -> Tensor:
         """The images of one class, [ipc, C, H, W]."""
         real = self.real_images(self.real.draw(label, self.candidates))  # [n, C, H, W]
-        best, tiles = torch.full((len(real),), torch.inf, device=real.device), real.clone()
+        height, width = real.shape[-2:]
+        target = self.labels.new_full((len(real),), label)
+        best, tiles = torch.full((len(real),), torch.inf, device=real.device), None
         for _ in range(self.crops):
-            cropped = torch.stack([self._crop(image) for image in real])
-            loss = cross_entropy(self.teach(cropped), self.labels.new_full((len(real),), label), reduction="none")
-            better = loss < best
-            best[better], tiles[better] = loss[better], cropped[better]
+            cropped = torch.stack([self._crop(image) for image in real])  # [n, C, H // factor, W // factor]
+            loss = cross_entropy(self.teach(_in_the_middle(cropped, height, width)), target, reduction="none")
+            better = (loss < best)[:, None, None, None]
+            tiles = cropped if tiles is None else torch.where(better, cropped, tiles)
+            best = torch.minimum(loss, best)
+        assert tiles is not None
         chosen = best.argsort(stable=True)[: self.ipc * self.factor**2]
-        return mosaic(tiles[chosen], self.factor)
+        return mosaic(tiles[chosen], self.factor, height, width)
 
     def _crop(self, image: Tensor) -> Tensor:
-        """A random crop of an image [C, H, W], enlarged to its size."""
+        """A random square crop of an image [C, H, W], of the size of a tile."""
         height, width = image.shape[-2:]
-        left, top, right, bottom = crop_box(int(torch.randint(2**31, ())), 0, 0, height, width, self.crop)
-        part = image[None, :, top:bottom, left:right]
-        return interpolate(part, (height, width), mode="bilinear", antialias=True)[0]
+        seed = int(torch.randint(2**31, ()))
+        left, top, right, bottom = crop_box(seed, 0, 0, height, width, self.crop, ratio=(1.0, 1.0))
+        size = (height // self.factor, width // self.factor)
+        return interpolate(image[None, :, top:bottom, left:right], size, mode="bilinear", antialias=True)[0]
+
+
+def _in_the_middle(tiles: Tensor, height: int, width: int) -> Tensor:
+    down, right = height - tiles.shape[-2], width - tiles.shape[-1]
+    return pad(tiles, (right // 2, right - right // 2, down // 2, down - down // 2))

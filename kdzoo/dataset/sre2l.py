@@ -6,9 +6,9 @@ Squeeze: the teacher f is trained with batch normalisation. Recover: from noise,
 mu_l and var_l are what the l-th normalisation keeps, mu_l(x) and var_l(x) those of a batch of one image per class; w_l
 is `first_bn` for the first and 1 for the others. Relabel: see `kdzoo.dataset.decoupled`. No inner loop and no second
 derivatives, so that the cost does not grow with what trains on the set: the road to ImageNet.
-Source: Yin, Xing and Shen, arXiv 2306.13092; its arguments have the defaults of the authors' code for ImageNet-1K, of
-which the jitter, a random shift of the crop, is a part (from memory, not checked again). The authors train on the set
-by AdamW; here it is done by the protocol of the family.
+Source: Yin, Xing and Shen, arXiv 2306.13092; the defaults are those of the authors' script for ImageNet-1K (4,000
+iterations), without the two priors on pixels, which it switches off. They train on the set by AdamW; here it is done by
+the protocol of the family.
 """
 
 import math
@@ -71,7 +71,7 @@ class SRe2L(Decoupled):
         bn_weight: Weight of the statistics.
         first_bn: Weight of the first normalisation among them.
         crop: Smallest and largest area of the random crops, as parts of the image.
-        jitter: Random shift of the crops, up to so many pixels, round the edge.
+        jitter: Random shift of the crops down and right, up to so many pixels, round the edge.
         network: Architecture that judges.
         width, depth: Of a ConvNet; depth None follows the resolution.
         evaluation: How the set is judged.
@@ -133,9 +133,7 @@ class SRe2L(Decoupled):
         left, top, end, bottom = crop_box(seed, 0, 0, height, width, self.crop)
         x = interpolate(x[..., top:bottom, left:end], (height, width), mode="bilinear", antialias=True)
         x = x.flip(-1) if mirrored % 2 else x
-        return x.roll(
-            (down % (2 * self.jitter + 1) - self.jitter, right % (2 * self.jitter + 1) - self.jitter), (-2, -1)
-        )
+        return x.roll((down % (self.jitter + 1), right % (self.jitter + 1)), (-2, -1))
 
     @torch.no_grad()
     def after_step(self) -> None:

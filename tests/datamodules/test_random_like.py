@@ -18,6 +18,7 @@ def test_values_follow_the_spec_and_repeat():
         assert value.min() >= entry["low"]
         assert value.max() < entry["high"] or value.dtype == torch.float16  # -1 is what rounding can reach
     assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(6))
+    assert torch.cat([batch["label"] for batch in batches]).tolist() == list(range(6))  # round the ten classes
     assert torch.equal(batches[0]["image"], next(iter(data.train_dataloader()))["image"])
     images = [
         next(iter(loader()))["image"] for loader in (data.train_dataloader, data.val_dataloader, data.test_dataloader)

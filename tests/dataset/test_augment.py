@@ -53,7 +53,7 @@ def literal(name: str, image, u: list[float]):
                     columns = range(int(10 * u[1]) - 2, int(10 * u[1]) + 3)
                     out[c, y, x] = 0 if y in rows and x in columns else image[c, y, x]
                 if name in ("scale", "rotate"):
-                    v, w = 2 * y / (height - 1) - 1, 2 * x / (width - 1) - 1  # in [-1, 1]
+                    v, w = (2 * y + 1) / height - 1, (2 * x + 1) / width - 1  # of the pixel's centre, in (-1, 1)
                     if name == "scale":
                         low = 1 / 1.2
                         v, w = v * (low + u[0] * (1.2 - low)), w * (low + u[1] * (1.2 - low))
@@ -63,7 +63,7 @@ def literal(name: str, image, u: list[float]):
                             math.sin(angle) * w + math.cos(angle) * v,
                             math.cos(angle) * w - math.sin(angle) * v,
                         )
-                    out[c, y, x] = bilinear(image, c, (v + 1) / 2 * (height - 1), (w + 1) / 2 * (width - 1))
+                    out[c, y, x] = bilinear(image, c, ((v + 1) * height - 1) / 2, ((w + 1) * width - 1) / 2)
     return out
 
 
