@@ -2,7 +2,7 @@
 
     python tests/bench/unroll.py [--json FILE]
 
-An iteration of trajectory matching: ten synthetic images of each of ten classes, of 28 pixels, a ConvNet of width 32. Every way and every
+An iteration of trajectory matching: 100 synthetic images of 28 pixels, a ConvNet of width 32. Every way and every
 number of steps has a process of its own; what counts is the most memory of its own that it has had, above what it had
 after its imports and the making of the network.
 """
