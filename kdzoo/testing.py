@@ -26,7 +26,7 @@ from kdzoo.card import read_card
 from kdzoo.console import quieten
 from kdzoo.datamodules.random_like import RandomLike
 from kdzoo.method import Method
-from kdzoo.short_names import class_path
+from kdzoo.short_names import class_path, trust_only_the_zoo
 from kdzoo.teachers.frozen import FrozenTeacher
 from kdzoo.teachers.sources import untrained_teachers
 
@@ -190,6 +190,7 @@ def _check_teacher(run: ShortRun) -> None:
 
 
 def _model_parser() -> LightningArgumentParser:
+    trust_only_the_zoo()  # as the command line does; plugins may have come since it did
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(Method, "model", subclass_mode=True)
     return parser
