@@ -8,6 +8,7 @@ import yaml
 from lightning import Trainer, seed_everything
 
 from kdzoo import registry
+from kdzoo.card import read_card
 from kdzoo.callbacks import LastCheckpoint
 from kdzoo.console import quieten
 from kdzoo.short_names import class_path
@@ -15,6 +16,9 @@ from kdzoo.teachers.sources import untrained_teachers
 from kdzoo.testing import make_data, make_method
 
 METHODS = [name for name, entry in registry.entries(registry.METHODS).items() if entry.distribution == "kdzoo"]
+FAMILIES = {name: read_card(registry.find(registry.METHODS, name)).card.family for name in METHODS}
+# A method that distils data reads the real images at its start: workers would load batches that nobody looks at.
+CASES = [(name, workers) for name in METHODS for workers in (0, 1) if not (workers and FAMILIES[name] == "dataset")]
 
 
 class Keep(LastCheckpoint):
@@ -46,8 +50,7 @@ def fit(settings: dict, folder: Path, stop: int, resume: Path | None = None) -> 
     return {**method.state_dict(), "random": torch.get_rng_state(), "steps": torch.tensor(trainer.global_step)}
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("name", "workers"), CASES)
 def test_resumed_inside_an_epoch(name, workers, tmp_path):
     quieten()
     settings = yaml.safe_load(registry.find_config(f"{name}_tiny").read_text())
