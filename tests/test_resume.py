@@ -8,8 +8,8 @@ import yaml
 from lightning import Trainer, seed_everything
 
 from kdzoo import registry
-from kdzoo.card import read_card
 from kdzoo.callbacks import LastCheckpoint
+from kdzoo.card import read_card
 from kdzoo.console import quieten
 from kdzoo.short_names import class_path
 from kdzoo.teachers.sources import untrained_teachers
