@@ -181,10 +181,9 @@ class Distiller(Method):
     @torch.no_grad()
     def _snapshot(self, progress: float) -> None:
         if self.taken < SNAPSHOTS and self.taken <= progress * (SNAPSHOTS - 1):
-            number = round(progress * (SNAPSHOTS - 1)) if progress == 1.0 else int(self.taken)
             first = self.final_images()[:: self.ipc][: self.history.shape[1]]
-            self.history[number] = (255 * self.preprocess.inverse(first).clamp(0, 1)).round().to(torch.uint8)
-            self.taken.fill_(number + 1)
+            self.history[self.taken] = (255 * self.preprocess.inverse(first).clamp(0, 1)).round().to(torch.uint8)
+            self.taken += 1
 
     # ------------------------------------------------------------------------------------------------- the result
 
@@ -293,7 +292,7 @@ class Distiller(Method):
         names = self.spec.get("class_names") or [str(number) for number in range(self.spec["classes"])]
         pixels = self.preprocess.inverse(self.final_images()).cpu()
         figures = {"Synthetic images": set_figure(pixels, names[:SHOWN], self.ipc)}
-        if self.taken > 1:
+        if self.taken > 2:  # what is chosen at once does not evolve
             figures["Evolution"] = evolution_figure(self.history[: int(self.taken)].cpu(), names)
         return figures
 

@@ -254,8 +254,12 @@ def test_the_evolution_begins_at_the_start_and_ends_at_the_end(dots, fit):
 def test_a_short_run_has_its_last_state_too(dots, fit):
     method = dm()
     fit(method, dots(), steps=2)
-    assert int(method.taken) == 8
-    assert not torch.equal(method.history[0], method.history[-1])
+    assert int(method.taken) == 3
+    assert not torch.equal(method.history[0], method.history[2])
+    coreset = RandomCoreset(ipc=2, **SMALL)
+    trainer = fit(coreset, dots())
+    trainer.test(coreset, datamodule=dots(), verbose=False)
+    assert coreset.figures().keys() == {"Synthetic images"}
 
 
 def test_the_export_loads_without_kdzoo(dots, fit, tmp_path):
