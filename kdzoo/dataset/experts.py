@@ -157,6 +157,7 @@ class Trajectories:
         device: torch.device,
     ) -> None:
         self.shape, self.spec, self.how, self.device = shape, spec, how, device
+        self.devices = [device] if device.type == "cuda" else []  # whose random states are set aside
         self.buffer: Buffer | None = None
         if sources.untrained():
             return
@@ -170,13 +171,12 @@ class Trajectories:
             **{key: value for key, value in asdict(how).items() if key != "count"},
         }
         about = f"{name} on {len(real):,} images of {spec['channels']}x{spec['image_size'][0]}x{spec['image_size'][1]}"
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(self.devices):
             size = len(flatten(self.network(0)))
         self.buffer = Buffer(cache_dir() / "trajectories", identity, how.epochs + 1, size, about)
 
         def expert(number: int) -> Iterator[np.ndarray]:
-            with torch.random.fork_rng(devices):
+            with torch.random.fork_rng(self.devices):
                 network = self.network(number)
                 yield from trajectory(network, real, preprocess, how)
 
@@ -192,13 +192,13 @@ class Trajectories:
         """The parameters of an expert after each of `epochs`, float32 [len(epochs), P], on the device."""
         if self.buffer is not None:
             return torch.from_numpy(self.buffer.read(expert, epochs)).to(self.device)
-        with torch.random.fork_rng([]):  # random networks in place of trained ones
+        with torch.random.fork_rng(self.devices):  # random networks in place of trained ones
             drawn = [flatten(self.network(1000 * expert + epoch)) for epoch in epochs]
         return torch.stack(drawn)
 
 
 def fingerprint(real: RealImages) -> str:
     """Hash of the images and labels that experts are trained on."""
-    digest = hashlib.sha256(real.images.contiguous().numpy().tobytes())
-    digest.update(real.labels.numpy().tobytes())
+    digest = hashlib.sha256(real.images.contiguous().numpy())
+    digest.update(real.labels.contiguous().numpy())
     return digest.hexdigest()
