@@ -199,6 +199,7 @@ class Trajectories:
 
 def fingerprint(real: RealImages) -> str:
     """Hash of the images and labels that experts are trained on."""
-    digest = hashlib.sha256(real.images.contiguous().numpy())
+    digest: Any = hashlib.sha256()
+    digest.update(real.images.contiguous().numpy())
     digest.update(real.labels.contiguous().numpy())
     return digest.hexdigest()
