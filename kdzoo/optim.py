@@ -29,7 +29,7 @@ class Optim:
         optimizer: Any torch optimizer in place of `name`; `lr`, `weight_decay` and `momentum` are then its own.
         lr_scheduler: Any torch scheduler, stepped once an epoch, in place of `schedule`.
         name: `sgd`, `adam` or `adamw`.
-        betas: decay rates of Adam's and AdamW's of its two averages.
+        betas: decay rates of the two averages of Adam and AdamW.
     """
 
     lr: float = 0.05

@@ -200,8 +200,8 @@ def _from_checkpoint(path: Path, spec: dict[str, Any]) -> ImageNetwork:
     network = build(architecture, checkpoint["spec"])
     weights = {n.removeprefix("student."): w for n, w in checkpoint["state_dict"].items() if n.startswith("student.")}
     body: Any = network.network
-    head = next((name for name, module in network.named_modules() if module is body.get_classifier()), "")
-    if not any(name.startswith(f"{head}.") for name in weights):
+    head = next((name for name, module in network.named_modules() if module is body.get_classifier()), None)
+    if head and not any(name.startswith(f"{head}.") for name in weights):
         body.reset_classifier(0)  # a pre-training's network has no head
     try:
         network.load_state_dict(weights)

@@ -1,0 +1,26 @@
+"""Networks out of checkpoints, whatever head they have."""
+
+import pytest
+import torch
+
+from kdzoo.students.build import build
+from kdzoo.teachers.sources import Teacher, network_of
+
+SPEC = {"modality": "image", "classes": 5, "channels": 3, "image_size": [32, 32], "mean": [0.3] * 3, "std": [0.3] * 3}
+
+
+HEADS = {"cnn_14k": 1, "resnet10t": 1, "deit_tiny_distilled_patch16_224": 2}
+CASES = [*((name, False) for name in HEADS), *((name, True) for name, heads in HEADS.items() if heads == 1)]
+
+
+@pytest.mark.parametrize(("name", "headless"), CASES)
+def test_a_checkpoint_gives_back_the_network(name, headless, tmp_path):
+    """One head, two heads (a distilled DeiT), or none, as after a pre-training."""
+    network = build(name, {**SPEC, "classes": 0} if headless else SPEC).eval()
+    state = {f"student.{key}": value for key, value in network.state_dict().items()}
+    checkpoint = {"state_dict": state, "hyper_parameters": {"student": name}, "spec": SPEC}
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    found, scores = network_of(Teacher(checkpoint=str(tmp_path / "last.ckpt")), SPEC)
+    image = torch.rand(2, 3, 32, 32)
+    assert torch.equal(found.eval()(image), network(image))
+    assert scores == {}
