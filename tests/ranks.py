@@ -19,8 +19,8 @@ from torch.nn.functional import group_norm
 
 from kdzoo import registry
 from kdzoo.console import quieten
+from kdzoo.datamodules.debian_dependencies import DebianDependencies
 from kdzoo.datamodules.fashion_mnist import FashionMNIST
-from kdzoo.datamodules.graph_data import DebianDependencies
 from kdzoo.datamodules.scenes import Scenes
 from kdzoo.datamodules.sr_folder import SRFolder
 from kdzoo.image.kd import KD

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from kdzoo.datamodules.graph_data import SECTIONS
+from kdzoo.datamodules.debian_dependencies import SECTIONS
 
 RELATIONS = ("Depends", "Pre-Depends", "Recommends", "Suggests", "Enhances")
 WORDS, SMALL, FOLLOWED = 1000, 4000, 5

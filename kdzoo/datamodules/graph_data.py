@@ -2,8 +2,7 @@
 
 import hashlib
 import warnings
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -196,105 +195,3 @@ def subgraph(graph: Batch, stays: Tensor) -> Batch:
 
 def _both_ways(edges: np.ndarray) -> Tensor:
     return torch.from_numpy(np.concatenate([edges, edges[:, ::-1]]).astype(np.int64))
-
-
-class GraphNpz(GraphData):
-    """A graph out of an npz file: `edge` [2, M], `y` [N], and features as `x` [N, F] or as a bag of words.
-
-    A bag of words is CSR without values: `indptr` [N + 1] and `indices`, numbers of words. Rows of features are divided
-    by their sum. Edges are undirected; loops and repetitions are left out.
-
-    Args:
-        path: the file.
-        features, classes: F and the number of classes, if they are to be known before the file is read.
-        labels_per_class, validation, inductive, split_seed, smallest_class, repeat: as for `GraphData`.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        features: int | None = None,
-        classes: int | None = None,
-        labels_per_class: int = 20,
-        validation: int = 500,
-        inductive: float = 0.0,
-        split_seed: int = 0,
-        smallest_class: int = 1,
-        repeat: int = 50,
-    ) -> None:
-        super().__init__(labels_per_class, validation, inductive, split_seed, smallest_class, repeat)
-        self.path, self.features, self.classes = Path(path), features, classes
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """What networks need to know. Reads the disk only where the arguments do not say it."""
-        if self.parts or self.features is None or self.classes is None:
-            return super().spec
-        return self.spec_of(1, self.features, [str(number) for number in range(self.classes)])
-
-    def load(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-        """Read the file."""
-        x, edges, label = read_npz(self.path)
-        classes = int(label.max()) + 1
-        if self.features not in (None, x.shape[1]) or self.classes not in (None, classes):
-            raise UserError(
-                f"'{self.path}' has {x.shape[1]} features and {classes} classes, and the arguments say "
-                f"{self.features} and {self.classes}: correct or omit them."
-            )
-        return x, edges, label, [str(number) for number in range(classes)]
-
-
-def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Read features float32 [N, F], edges int64 [M, 2] and labels int64 [N] of an npz file; nothing in it is run.
-
-    Raises:
-        UserError: There is no such file, it is damaged, or its arrays do not fit each other.
-    """
-    if not path.is_file():
-        raise UserError(f"There is no graph at '{path}': give the path of an npz file.")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        edges, label = arrays["edge"].astype(np.int64).T, arrays["y"].astype(np.int64)
-        if "x" in arrays:
-            x = arrays["x"].astype(np.float32)
-        else:
-            pointer, words = arrays["indptr"].astype(np.int64), arrays["indices"].astype(np.int64)
-            x = np.zeros((len(pointer) - 1, int(words.max()) + 1), dtype=np.float32)
-            x[np.repeat(np.arange(len(x)), np.diff(pointer)), words] = 1
-        if edges.shape[1:] != (2,) or label.shape != (len(x),) or x.ndim != 2:
-            raise ValueError(f"edge {edges.T.shape}, y {label.shape} and features {x.shape}")
-    except Exception as error:  # a damaged file can fail in any way
-        reason = str(error).partition("\n")[0][:160]
-        raise UserError(f"'{path}' holds no graph ({reason}): it needs edge [2, M], y [N] and x [N, F].") from error
-    return x / np.maximum(np.abs(x).sum(1, keepdims=True), 1e-12), edges, label
-
-
-SECTIONS = "science games net sound graphics web admin gnome kde math education utils text x11 video python electronics"
-
-
-class DebianDependencies(GraphData):
-    """Packages of Debian 12: their dependencies are the edges, their sections the classes, their words the features.
-
-    Args:
-        size: `4k`: 3,994 nodes and 16,954 edges; `14k`: 14,213 and 44,428 (`NOTICE` says whose).
-        labels_per_class, validation, inductive, split_seed, smallest_class, repeat: as for `GraphData`.
-    """
-
-    def __init__(
-        self,
-        size: Literal["4k", "14k"] = "4k",
-        labels_per_class: int = 20,
-        validation: int = 500,
-        inductive: float = 0.0,
-        split_seed: int = 0,
-        smallest_class: int = 25,
-        repeat: int = 50,
-    ) -> None:
-        super().__init__(labels_per_class, validation, inductive, split_seed, smallest_class, repeat)
-        self.size = size
-
-    def load(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-        """Read the embedded file."""
-        path = Path(__file__).parents[1] / "assets" / f"debian_deps_{self.size}.npz"
-        return *read_npz(path), SECTIONS.split()

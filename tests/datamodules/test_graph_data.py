@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import kdzoo
-from kdzoo.datamodules.graph_data import DebianDependencies, GraphNpz, subgraph
+from kdzoo.datamodules.debian_dependencies import DebianDependencies
+from kdzoo.datamodules.graph_data import subgraph
+from kdzoo.datamodules.graph_npz import GraphNpz
 from kdzoo.errors import UserError
 
 

@@ -10,7 +10,7 @@ from lightning import Trainer, seed_everything
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from kdzoo.datamodules.graph_data import GraphNpz
+from kdzoo.datamodules.graph_npz import GraphNpz
 from kdzoo.errors import UserError
 from kdzoo.graph.glnn import GLNN
 from kdzoo.graph.networks import LAYERS, NodeNetwork
