@@ -92,8 +92,11 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write, if it is time and the optimizer has just made its step: accumulated gradients are in no checkpoint."""
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        """Write, if it is time and the optimizer has just made its step: accumulated gradients are in no checkpoint.
+
+        Not after the last of `max_steps`: a run resumed there would skip the end of its epoch, validation included.
+        """
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and trainer.global_step != trainer.max_steps
         if not stepped or not (is_logged(trainer) or self.seconds == 0):  # ranks agree on the time only now and then
             return
         if trainer.strategy.broadcast(time.monotonic() - self.written >= self.seconds):
@@ -171,10 +174,11 @@ class MetricsFile(Callback):
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.step = path, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the file, or cut it where the run goes on."""
+        self.step = trainer.global_step
         if not trainer.is_global_zero:
             return
         self._keep(lambda step, name: step <= trainer.global_step and not name.startswith("test/"))
@@ -199,8 +203,9 @@ class MetricsFile(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the terms of the loss."""
-        if is_logged(trainer):
+        """Write the terms of the loss, once for a step: batches that are accumulated have the number of the last."""
+        stepped, self.step = trainer.global_step != self.step, trainer.global_step
+        if stepped and is_logged(trainer):
             rates = {f"lr/{i}": o.param_groups[0]["lr"] for i, o in enumerate(trainer.optimizers)}
             metrics = logged(trainer, "train/")
             if terms := getattr(pl_module, "terms", None):  # only those of this step

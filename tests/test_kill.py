@@ -20,10 +20,8 @@ from kdzoo.teachers.store import Store
 TRAINER = {"accelerator": "cpu", "log_every_n_steps": 5}
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory) -> Path:
+def with_a_store(folder: Path) -> Path:
     """`kd` from a recipe through a store, in a few seconds of each; shuffled, augmented, with accumulated gradients."""
-    folder = tmp_path_factory.mktemp("configs")
     teacher = yaml.safe_load(find_config("teacher_fmnist_small").read_text())
     teacher["model"]["init_args"]["student"] = "cnn_14k"
     teacher["trainer"] = {**TRAINER, "max_epochs": 2}
@@ -37,6 +35,23 @@ def config(tmp_path_factory) -> Path:
     student["save_every"] = 0.0  # a checkpoint whenever the metrics are written
     (folder / "kill_kd.yaml").write_text(yaml.safe_dump(student))
     return folder / "kill_kd.yaml"
+
+
+def with_experts(folder: Path) -> Path:
+    """`ftd`, with experts and an average of the set, in a few seconds of each."""
+    config = yaml.safe_load(find_config("ftd_tiny").read_text())
+    config["model"]["init_args"] |= {"width": 8, "max_start": 1, "evaluation": {"networks": 1, "epochs": 2}}
+    config["model"]["init_args"]["experts"] |= {"count": 6, "epochs": 2}
+    config["data"]["init_args"] = {"labelled": 1000}
+    config["trainer"] = {**TRAINER, "max_epochs": -1, "max_steps": 60}
+    config["save_every"] = 0.0
+    (folder / "kill_ftd.yaml").write_text(yaml.safe_dump(config))
+    return folder / "kill_ftd.yaml"
+
+
+@pytest.fixture(scope="module", params=[with_a_store, with_experts])
+def config(request, tmp_path_factory) -> Path:
+    return request.param(tmp_path_factory.mktemp("configs"))
 
 
 def start(config: Path, folder: Path) -> subprocess.Popen[str]:
@@ -58,7 +73,7 @@ def finish(config: Path, folder: Path) -> Path:
     run = start(config, folder)
     _, said = run.communicate(timeout=600)
     assert run.returncode == 0, said[-3000:]
-    (result,) = folder.glob("runs/kd/*/result.json")  # continued in its own folder
+    (result,) = folder.glob("runs/*/*/result.json")  # continued in its own folder
     return result.parent
 
 
@@ -71,23 +86,39 @@ def undisturbed(config, tmp_path_factory) -> tuple[Path, float]:
 
 
 def check(run: Path, expected: Path) -> None:
-    """The same weights, metrics, store and teacher, to the bit; and nothing left lying about."""
-    for name, tensor in load_file(expected / "export" / "model.safetensors").items():
-        assert torch.equal(load_file(run / "export" / "model.safetensors")[name], tensor), name
+    """The same weights or images, metrics, stores, teachers and experts, to the bit; and nothing left lying about."""
+    for file in (expected / "export").glob("*.safetensors"):
+        for name, tensor in load_file(file).items():
+            assert torch.equal(load_file(run / "export" / file.name)[name], tensor), name
     first, second = (torch.load(each / "checkpoints" / "last.ckpt", weights_only=True) for each in (run, expected))
     assert first["global_step"] == second["global_step"]
     for name, tensor in second["optimizer_states"][0]["state"][0].items():
         assert torch.equal(torch.as_tensor(first["optimizer_states"][0]["state"][0][name]), torch.as_tensor(tensor))
     assert (run / "metrics.csv").read_text() == (expected / "metrics.csv").read_text()
+    rows = [line.split(",")[1:3] for line in (run / "metrics.csv").read_text().splitlines()]
+    assert len({tuple(row) for row in rows}) == len(rows)
     results = [json.loads((each / "result.json").read_text()) for each in (run, expected)]
-    assert results[0]["metrics"] == results[1]["metrics"]
-    assert results[0]["teacher"] == results[1]["teacher"]
-    stores = [next(each.parents[2].glob("cache/stores/*/store.json")).parent for each in (run, expected)]
-    for file in Store.at(stores[1]).found():
-        one, two = (Store.at(store).rows(*file).path.read_bytes() for store in stores)
-        assert one == two
+    assert without_times(results[0]["metrics"]) == without_times(results[1]["metrics"])
+    assert results[0].get("teacher") == results[1].get("teacher")
+    caches = [each.parents[2] / "cache" for each in (run, expected)]
+    kept = [cached(cache) for cache in caches]
+    assert kept[0].keys() == kept[1].keys()
+    assert kept[0] == kept[1]
     assert not list(run.rglob("*.tmp"))
     assert not list(run.parents[2].glob("cache/*/*.training"))
+
+
+def without_times(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if "seconds" not in name}
+
+
+def cached(cache: Path) -> dict[str, bytes]:
+    """The rows of the stores and the snapshots of the experts, by their place in the cache."""
+    stores = [Store.at(file.parent) for file in cache.glob("stores/*/store.json")]
+    files = [store.rows(*file).path for store in stores for file in store.found()]
+    files += cache.glob("trajectories/*/*.safetensors")
+    assert files
+    return {str(file.relative_to(cache)): file.read_bytes() for file in files}
 
 
 def kill_and_resume(config: Path, folder: Path, times: list[float]) -> Path:
@@ -104,8 +135,8 @@ def kill_and_resume(config: Path, folder: Path, times: list[float]) -> Path:
             else:
                 os.killpg(run.pid, signal.SIGKILL)
             run.communicate()
-    if list(folder.glob("runs/kd/*/result.json")):
-        return next(folder.glob("runs/kd/*/result.json")).parent
+    if list(folder.glob("runs/*/*/result.json")):
+        return next(folder.glob("runs/*/*/result.json")).parent
     return finish(config, folder)
 
 
