@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `kdzoo bench` with the arguments `argv`; 1 if a judged criterion was not reached, else 0."""
     parser = argparse.ArgumentParser("kdzoo bench", description="Runs methods' proofs: arms over seeds, and criteria.")
     add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help="reads NAME_bench.yaml")
+    add("names", nargs="*", metavar="NAME", help="reads NAME_bench.yaml; or the path of such a file")
     add("--seeds", nargs="+", type=int, help="other seeds than the config's: criteria are shown, not judged")
     add("--json", type=Path, metavar="FILE", help="write the result here, not beside the config")
     add("--keep", action="store_true", help="keep the runs' checkpoints until the next bench of this config")
@@ -55,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError("--json names one file, so give one NAME with it.")
     if options.seeds and len(set(options.seeds)) < len(options.seeds):
         raise UsageError("--seeds holds a seed twice; seeds are paired samples and must differ.")
-    paths = [find_config(f"{name}_bench") for name in options.names]
+    paths = [
+        find_config(name if name.endswith((".yaml", ".yml")) else f"{name.removesuffix('_bench')}_bench")
+        for name in options.names
+    ]
     benches = [read_bench(path) for path in paths]  # all of them before the first run starts
     not_reached = 0
     finished: dict[str, dict[str, Any]] = {}  # benches of one command share the arms that are the same

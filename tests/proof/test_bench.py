@@ -209,6 +209,12 @@ def test_keep_keeps_the_checkpoints(configs):
     assert len(list(Path("runs").rglob("checkpoints"))) == 6
 
 
+@pytest.mark.parametrize("name", ["soft_bench", "configs/image/soft_bench.yaml"])
+def test_a_bench_by_its_file(configs, name):
+    assert bench.main([name]) == 0
+    assert (configs / "soft_bench.json").is_file()
+
+
 def test_not_reached_is_an_exit_code(configs, capsys):
     write(configs, criteria=[{**BENCH["criteria"][0], "at_least": 9}])
     assert bench.main(["soft"]) == 1
