@@ -116,6 +116,8 @@ class KdzooCLI(LightningCLI):
 
     def train(self, model: Method, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Do so, in the run's folder."""
+        if hasattr(datamodule, "spec"):
+            model.check_data(datamodule.spec)  # before a teacher is trained in vain
         model.prepare()
         cost = Cost()
         try:

@@ -30,10 +30,12 @@ class Method(LightningModule):
     Attributes:
         spec: The spec of the data that the networks were built for (see `architecture`), None until `build` was called.
         terms: The terms of the last step's loss, by name. Lightning's own record keeps those of earlier steps too.
+        modality: The modality of the data that the method is for; None for any.
         least_per_class: How many samples of each class the training part must have, if the method needs them.
         run_dir: The folder of `kdzoo predict`, for predictions that are written one by one; else None.
     """
 
+    modality: str | None = None
     least_per_class = 0
 
     def __init__(self) -> None:
@@ -128,10 +130,19 @@ class Method(LightningModule):
         self.build_for(spec)
         choose_views(self, self.trainer.datamodule)  # type: ignore[attr-defined]
 
+    def check_data(self, spec: dict[str, Any]) -> None:
+        """Raise a `UserError` if data of this spec are nothing for the method."""
+        if self.modality and spec.get("modality", self.modality) != self.modality:
+            raise UserError(
+                f"{type(self).__name__} takes data of the modality '{self.modality}', and these are of "
+                f"'{spec['modality']}': choose others with --data (kdzoo list shows them)."
+            )
+
     def build_for(self, spec: dict[str, Any]) -> None:
         """Build the networks once for `spec`; from then on any other spec is an error."""
         if self.spec is not None:
             return check_spec(self.spec, spec, f"This {type(self).__name__}")
+        self.check_data(spec)
         # A random state of its own: whatever was drawn before (a teacher, a split), one seed gives one student.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch.initial_seed())

@@ -57,6 +57,7 @@ class Distiller(Method):
         real: The real training images; only in a fit.
     """
 
+    modality = "image"
     images: nn.Parameter
     labels: Tensor
     ready: Tensor
@@ -88,7 +89,7 @@ class Distiller(Method):
 
     def build(self, spec: dict[str, Any]) -> None:
         """Make the synthetic set, empty until a fit starts, and what judges it; a subclass adds its own after this."""
-        if spec.get("modality") != "image" or not spec.get("classes"):
+        if not spec.get("classes"):
             raise UserError(f"{type(self).__name__} distils labelled images: give it data with classes.")
         classes, shape = spec["classes"], (spec["channels"], *spec["image_size"])
         make(self.network, spec, self.width, self.depth)  # complain about an impossible network now

@@ -20,7 +20,7 @@ from kdzoo.metrics.segmentation import MeanIoU, class_iou, iou_figure, masks_fig
 from kdzoo.optim import Optim
 from kdzoo.ranks import of_all_ranks
 from kdzoo.spec import check_spec
-from kdzoo.students.segmentation import SegmentationNetwork, build_segmenter, resized
+from kdzoo.students.segmentation import SegmentationNetwork, build_segmenter, check_name, resized
 from kdzoo.teachers import sources
 from kdzoo.teachers.frozen import FrozenTeacher
 from kdzoo.teachers.recipe import read_config
@@ -46,6 +46,7 @@ class Segmenter(Method):
         optim: The optimizer and its schedule.
     """
 
+    modality = "segmentation"
     student: SegmentationNetwork
     teacher: FrozenTeacher
 
@@ -55,6 +56,7 @@ class Segmenter(Method):
         super().__init__()
         if start is not None and weights is not None:
             raise UserError(f"{type(self).__name__}: a student that has a start has weights: leave weights={weights}.")
+        check_name(student)  # before a teacher is trained in vain
         self.architecture = student
         self.teachers = [] if teacher is None else sources.teachers(teacher)
         self.start = [] if start is None else sources.teachers(start)
@@ -67,8 +69,6 @@ class Segmenter(Method):
 
     def build(self, spec: dict[str, Any]) -> None:
         """Make the student, the teacher and the metrics."""
-        if spec.get("modality") != "segmentation":
-            raise UserError(f"{type(self).__name__} segments images: give it data with masks, such as scenes.")
         weights = None if sources.untrained() else self.weights
         self.student = build_segmenter(self.architecture, spec, self.label_channels(spec, taught=True), weights)
         for start in self.start:

@@ -43,6 +43,7 @@ class SuperResolver(Method):
         weights: Export of a run to start from; one for another scale gives all but its up-sampler.
     """
 
+    modality = "super_resolution"
     student: IMDNNetwork | PlainNetwork
 
     def __init__(
@@ -62,8 +63,6 @@ class SuperResolver(Method):
 
     def build(self, spec: dict[str, Any]) -> None:
         """Make the network and the metrics."""
-        if "scale" not in spec:
-            raise UserError(f"{type(self).__name__} upscales images: give it data with a scale, such as sr_folder.")
         self.student = NETWORKS[self.network](spec["scale"], **self.arguments)
         if self.weights and not sources.untrained():
             warm_start(self.student, Path(self.weights))

@@ -14,6 +14,12 @@ except ImportError as error:
 LAYERS: dict[str, Any] = {"mlp": MLP, "sgc": SGConv, "gcn": GCN, "sage": GraphSAGE, "gat": GAT, "gin": GIN}
 
 
+def check_name(name: str) -> None:
+    """Raise a `UserError` if there is no graph network of this name."""
+    if name not in LAYERS:
+        raise UserError(f"There is no graph network '{name}'.{near(name, list(LAYERS))} All: {', '.join(LAYERS)}.")
+
+
 class NodeNetwork(nn.Module):
     """One of torch_geometric's networks, with one call for all: features and edges to logits.
 
@@ -41,8 +47,7 @@ class NodeNetwork(nn.Module):
         norm: str | None = None,
     ) -> None:
         super().__init__()
-        if name not in LAYERS:
-            raise UserError(f"There is no graph network '{name}'.{near(name, list(LAYERS))} All: {', '.join(LAYERS)}.")
+        check_name(name)
         if hidden < 1 or layers < 1 or not 0 <= dropout < 1:
             raise UserError(f"'{name}' needs hidden={hidden} and layers={layers} of 1 or more, dropout={dropout} < 1.")
         self.name = name

@@ -14,7 +14,7 @@ from kdzoo.console import count
 from kdzoo.errors import UserError
 from kdzoo.export.node_network import export_node_network
 from kdzoo.files import write_text
-from kdzoo.graph.networks import NodeNetwork
+from kdzoo.graph.networks import NodeNetwork, check_name
 from kdzoo.graph.trained import load_teacher
 from kdzoo.method import Method
 from kdzoo.metrics.figures import confusion_figure
@@ -35,6 +35,7 @@ class NodeClassifier(Method):
         optim: The optimizer and its schedule.
     """
 
+    modality = "node_graph"
     student: NodeNetwork
     teacher: FrozenTeacher
 
@@ -49,6 +50,7 @@ class NodeClassifier(Method):
         optim: Optim,
     ) -> None:
         super().__init__()
+        check_name(student)  # before a teacher is trained in vain
         self.architecture = student
         self.teachers = [] if teacher is None else sources.teachers(teacher)
         if any(each.store or each.timm for each in self.teachers):

@@ -21,7 +21,7 @@ from kdzoo.metrics.figures import confusion_figure, predictions_figure, reliabil
 from kdzoo.metrics.percent import Percent, PercentError
 from kdzoo.optim import Optim
 from kdzoo.ranks import of_all_ranks
-from kdzoo.students.build import build
+from kdzoo.students.build import build, check_name
 from kdzoo.students.network import ImageNetwork
 from kdzoo.teachers import sources
 from kdzoo.teachers.frozen import FrozenTeacher
@@ -38,11 +38,14 @@ class Classifier(Method):
         optim: The optimizer and its schedule.
     """
 
+    modality = "image"
     student: ImageNetwork
     teacher: FrozenTeacher
 
     def __init__(self, student: str, teacher: Teachers | None, weights: str | None, optim: Optim) -> None:
         super().__init__()
+        if student:  # a subclass may find its name later
+            check_name(student)  # before a teacher is trained in vain
         self.architecture = student
         self.teachers = [] if teacher is None else sources.teachers(teacher)
         self.weights = weights

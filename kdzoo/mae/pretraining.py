@@ -22,7 +22,7 @@ from kdzoo.mae.reconstruction import reconstruction_figure
 from kdzoo.method import Method
 from kdzoo.metrics.probes import knn, linear_probe
 from kdzoo.optim import Optim
-from kdzoo.students.build import build
+from kdzoo.students.build import build, check_name
 from kdzoo.students.network import ImageNetwork
 
 PICTURES = 8  # images in the figure
@@ -50,6 +50,7 @@ class Pretraining(Method):
         optim: The optimizer and its schedule.
     """
 
+    modality = "image"
     student: ImageNetwork
     decoder: Decoder
     seen: list[tuple[Tensor, Tensor]]  # features and labels of an evaluation
@@ -67,6 +68,7 @@ class Pretraining(Method):
         optim: Optim,
     ) -> None:
         super().__init__()
+        check_name(student)  # before a teacher is trained in vain
         self.architecture, self.weights = student, weights
         self.mask_ratio, self.norm_pix_loss = mask_ratio, norm_pix_loss
         self.decoder_shape = {"width": decoder_width, "depth": decoder_depth, "heads": decoder_heads}

@@ -35,8 +35,7 @@ def build(name: str, spec: dict[str, Any], weights: str | None = None) -> ImageN
     Raises:
         UserError: the name is unknown, the network does not fit the images, or the weights do not fit the network.
     """
-    if not timm.is_model(name):
-        raise UserError(f"no network named '{name}'.{near(name, timm.list_models())} All: timm.list_models().")
+    check_name(name)
     try:
         config = (timm.get_pretrained_cfg(name) or PretrainedCfg()).to_dict()
     except RuntimeError as error:  # the part after the dot
@@ -64,6 +63,12 @@ def build(name: str, spec: dict[str, Any], weights: str | None = None) -> ImageN
         log.info("%s: the head of %d classes is replaced by a new one of %d.", name, found, spec["classes"])
     mean, std = (_per_channel(config.get(key) or spec[key], spec["channels"]) for key in ("mean", "std"))
     return _tried(ImageNetwork(name, network, mean, std), spec)
+
+
+def check_name(name: str) -> None:
+    """Raise a `UserError` if timm knows no network of this name."""
+    if not timm.is_model(name):
+        raise UserError(f"no network named '{name}'.{near(name, timm.list_models())} All: timm.list_models().")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -200,6 +200,17 @@ HEADS: dict[str, type[AtrousPyramid] | type[PyramidPooling]] = {"deeplabv3": Atr
 UNETS = {"unet_110k": (16, 32, 64), "unet_440k": (32, 64, 128)}
 
 
+def check_name(name: str) -> None:
+    """Raise a `UserError` if there is no segmentation network of this name."""
+    head, _, encoder = name.partition("_")
+    if name not in UNETS and not (head in HEADS and timm.is_model(encoder)):
+        known = [*UNETS, *(f"{head}_{each}" for head in HEADS for each in timm.list_models())]
+        raise UserError(
+            f"no segmentation network named '{name}'.{near(name, known)} Known: {', '.join(UNETS)}, "
+            f"and {' or '.join(HEADS)} with an encoder of timm, as in deeplabv3_resnet18."
+        )
+
+
 def build_segmenter(
     name: str, spec: dict[str, Any], label_channels: int = 0, weights: str | None = None
 ) -> SegmentationNetwork:
@@ -215,6 +226,7 @@ def build_segmenter(
     Raises:
         UserError: the name is unknown, or the weights are missing or do not fit.
     """
+    check_name(name)
     channels, classes = spec["channels"] + label_channels, spec["classes"]
     head, _, encoder = name.partition("_")
     network: nn.Module
@@ -222,13 +234,7 @@ def build_segmenter(
         if weights:
             raise UserError(f"'{name}' has no encoder of timm, so there are no weights='{weights}' for it: leave them.")
         network = UNet(UNETS[name], channels, classes)
-    elif head in HEADS and timm.is_model(encoder):
-        network = HeadOnEncoder(encoder, HEADS[head], channels, classes, weights)
     else:
-        known = [*UNETS, *(f"{head}_{each}" for head in HEADS for each in timm.list_models())]
-        raise UserError(
-            f"no segmentation network named '{name}'.{near(name, known)} Known: {', '.join(UNETS)}, "
-            f"and {' or '.join(HEADS)} with an encoder of timm, as in deeplabv3_resnet18."
-        )
+        network = HeadOnEncoder(encoder, HEADS[head], channels, classes, weights)
     std = [*spec["std"], *[sum(spec["std"]) / len(spec["std"])] * label_channels]
     return SegmentationNetwork(name, network, [*spec["mean"], *[0.0] * label_channels], std, label_channels)

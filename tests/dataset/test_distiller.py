@@ -316,5 +316,8 @@ def test_a_resumed_distillation_ends_at_the_same_set(dots, fit, tmp_path):
 def test_data_without_classes_are_refused(fit):
     from kdzoo.datamodules.sr_folder import SRFolder
 
+    spec = SRFolder(scale=2, patch=24).spec
+    with pytest.raises(UserError, match="DM takes data of the modality 'image'"):
+        dm().build_for(spec)
     with pytest.raises(UserError, match="DM distils labelled images"):
-        dm().build_for(SRFolder(scale=2, patch=24).spec)
+        dm().build_for({**spec, "modality": "image"})

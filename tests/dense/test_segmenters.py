@@ -167,7 +167,9 @@ def test_a_recipe_can_teach_untrained():
 
 
 def test_data_without_masks_are_refused():
-    with pytest.raises(UserError, match="SupervisedSeg segments images: give it data with masks"):
+    with pytest.raises(
+        UserError, match="SupervisedSeg takes data of the modality 'segmentation'"
+    ):
         SupervisedSeg(NAME).build_for({"modality": "image", "classes": 3})
 
 
