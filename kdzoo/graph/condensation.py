@@ -82,7 +82,7 @@ class Condensation(Condenser):
 
         An SGC is linear up to the labels' loss: what the labelled nodes gather, once, is all that it sees.
         """
-        self.given = self.real["x"], self.matrix, self.real["label"]
+        self.given = self.real_x, self.matrix, self.real["label"]
         if self.shape[0] == "sgc":
             known = self.real["label"] >= 0
             gathered = propagate(self.matrix, self.real["x"], self.shape[2])[known]

@@ -13,7 +13,7 @@ from kdzoo.console import say
 from kdzoo.errors import UserError
 from kdzoo.export.condensed_graph import export_condensed_graph, size_in_bytes
 from kdzoo.graph.evaluation import Evaluation, Judges
-from kdzoo.graph.matrix import MatrixNetwork, matrix_of
+from kdzoo.graph.matrix import MatrixNetwork, compact, matrix_of
 from kdzoo.graph.pictures import balance_figure, graph_figure, spectrum_figure
 from kdzoo.graph.reducers import Graph, make_reducer, shares
 from kdzoo.method import Method, plain
@@ -48,6 +48,7 @@ class Condenser(Method):
         x: Parameter [n, F], class by class.
         labels: int64 [n].
         real: The training graph on the device; only in a fit.
+        real_x: Its features, sparse where that is the faster.
         matrix: Its normalised adjacency (`kdzoo.graph.matrix`).
     """
 
@@ -55,6 +56,7 @@ class Condenser(Method):
     labels: Tensor
     ready: Tensor
     real: Graph
+    real_x: Tensor
     matrix: Tensor | None
 
     def __init__(self, rate: float, init: Init, lr_feat: float, evaluation: Evaluation) -> None:
@@ -108,7 +110,7 @@ class Condenser(Method):
         began = time.perf_counter()
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self.real = {key: value.to(self.device) for key, value in self.training_graph().items()}
-        self.matrix = matrix_of(self.real)
+        self.real_x, self.matrix = compact(self.real["x"]), matrix_of(self.real)
         digest = data.fingerprint() if hasattr(data, "fingerprint") else ""
         self.provenance = {"data": type(data).__name__, "data_hash": digest, "seed": self.seed}
         self.study()
@@ -137,7 +139,8 @@ class Condenser(Method):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Make one iteration and log its terms."""
         began = time.perf_counter()
-        optimizer: Any = self.optimizers()
+        optimizers: Any = self.optimizers()
+        optimizer = optimizers[0] if isinstance(optimizers, list) else optimizers
         terms = self.distil_step()
         optimizer.step()  # Lightning counts it: whatever else an iteration does, it is one step of the Trainer
         optimizer.zero_grad()
@@ -219,7 +222,7 @@ class Condenser(Method):
         if self.judges:
             matrix = matrix_of({key: batch[key] for key in KEYS if key in batch})
             for judges in self.judges.values():
-                judges.update(batch["x"], matrix, batch["label"])
+                judges.update(compact(batch["x"]), matrix, batch["label"])
 
     def _score(self, part: str) -> None:
         for name, judges in self.judges.items():

@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from kdzoo.datamodules.augment import hash32
 from kdzoo.errors import UserError
-from kdzoo.graph.matrix import MatrixNetwork, matrix_of
+from kdzoo.graph.matrix import MatrixNetwork, compact, matrix_of
 from kdzoo.graph.reducers import Graph
 from kdzoo.losses.logits import labelled_cross_entropy
 from kdzoo.teachers import sources
@@ -94,7 +94,8 @@ class Judges:
         device, began = graph["x"].device, time.perf_counter()
         self.networks: list[tuple[MatrixNetwork, MulticlassAccuracy]] = []
         with torch.inference_mode(False), torch.enable_grad():
-            x, labels, matrix = graph["x"].clone(), labels.clone(), matrix_of({k: v.clone() for k, v in graph.items()})
+            graph = {key: value.clone() for key, value in graph.items()}  # no inference tensors
+            x, labels, matrix = compact(graph["x"]), labels.clone(), matrix_of(graph)
             for number in range(how.networks):
                 with torch.random.fork_rng([device] if device.type == "cuda" else []):
                     torch.manual_seed(int(hash32(seed, number)))

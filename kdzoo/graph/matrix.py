@@ -58,11 +58,21 @@ def matrix_of(graph: Graph) -> Tensor | None:
     return torch.sparse_coo_tensor(places, values, (size, size), check_invariants=False).coalesce()
 
 
+def compact(x: Tensor) -> Tensor:
+    """Features [N, F] as a sparse matrix, if few of them are not zero, as in bags of words; else as they are."""
+    return x.to_sparse() if (x != 0).float().mean() < DENSE else x
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """A @ b, where `a` may be sparse."""
+    return torch.sparse.mm(a, b) if a.is_sparse else a @ b
+
+
 def propagate(matrix: Tensor | None, x: Tensor, hops: int = 1) -> Tensor:
     """A_n^hops X, [N, F]."""
     if matrix is not None:
         for _ in range(hops):
-            x = torch.sparse.mm(matrix, x) if matrix.is_sparse else matrix @ x
+            x = product(matrix, x)
     return x
 
 
@@ -97,16 +107,23 @@ class MatrixNetwork(nn.Module):
             nn.init.uniform_(bias, -bound, bound)
 
     def layers(self, x: Tensor, matrix: Tensor | None) -> list[Tensor]:
-        """What every layer makes of features [N, F], before the relu: [N, hidden] ..., and the logits [N, C]."""
+        """What every layer makes of features [N, F], before the relu: [N, hidden] ..., the logits [N, C]."""
         found: list[Tensor] = []
         for weight, bias in zip(self.weights, self.biases):
             if found:
                 x = dropout(found[-1].relu(), self.dropout, self.training)
-            found.append(propagate(matrix, x @ weight, self.hops) + bias)
+            found.append(propagate(matrix, product(x, weight), self.hops) + bias)
         return found
 
-    def forward(self, x: Tensor, matrix: Tensor | None) -> Tensor:
-        """Features [N, F] and A_n [N, N] to logits [N, C]."""
+    def embeddings(self, x: Tensor, matrix: Tensor | None) -> list[Tensor]:
+        """What the nodes are like before the logits: a GCN's hidden layers, an SGC's gathered features, hop by hop."""
+        if self.hops > 1 or len(self.weights) == 1:
+            x = x.to_dense() if x.is_sparse else x
+            return [propagate(matrix, x, hop) for hop in range(1, self.hops + 1)]
+        return [layer.relu() for layer in self.layers(x, matrix)[:-1]]
+
+    def forward(self, x: Tensor, matrix: Tensor | None = None) -> Tensor:
+        """Features [N, F], which may be sparse, and A_n [N, N] to logits [N, C]."""
         return self.layers(x, matrix)[-1]
 
 
