@@ -6,6 +6,7 @@ import torch
 from kdzoo import registry
 from kdzoo.errors import UserError
 from kdzoo.graph.reducers import budget, induced, make_reducer, shares
+from kdzoo.graph.reducers.partition import smooth_features
 
 
 @pytest.fixture
@@ -71,3 +72,26 @@ def test_bad_input(graph):
     ):
         with pytest.raises(UserError, match=message):
             make()
+
+
+def test_partition_is_the_minimum(graph):
+    """No step away from the closed form makes the objective smaller."""
+    torch.manual_seed(0)
+    h = torch.randn(12, 4, dtype=torch.double)
+    adjacency = (torch.rand(12, 12) > 0.7).double().triu(1)
+    adjacency = adjacency + adjacency.T
+    found = smooth_features(h, adjacency, 2, 3.0).requires_grad_()
+    whole = adjacency + torch.eye(12)
+    gather = torch.diag(whole.sum(1) ** -0.5) @ whole @ torch.diag(whole.sum(1) ** -0.5)
+    energy = 0.0
+    for i, j in adjacency.nonzero().tolist():
+        difference = found[i] / adjacency[i].sum() ** 0.5 - found[j] / adjacency[j].sum() ** 0.5
+        energy = energy + 0.5 * (difference**2).sum()
+    objective = 3 * ((gather @ gather @ found - h) ** 2).sum() + energy
+    (slope,) = torch.autograd.grad(objective, found)
+    assert float(slope.abs().max()) < 1e-4
+    torch.manual_seed(1)
+    plain = make_reducer("partition", threshold=1.0, hops=0).reduce(graph, 0.1)
+    assert len(plain["edges"]) == 0
+    rare = graph["x"][graph["label"] == 3].mean(0)
+    torch.testing.assert_close(plain["x"][plain["label"] == 3][0], rare, rtol=1e-4, atol=1e-4)
