@@ -1,11 +1,14 @@
 """Reducers: what all of them keep, and the lookup."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 
 from kdzoo import registry
 from kdzoo.errors import UserError
 from kdzoo.graph.reducers import budget, induced, make_reducer, shares
+from kdzoo.graph.reducers.coarsening import variation
 from kdzoo.graph.reducers.partition import smooth_features
 
 
@@ -95,3 +98,29 @@ def test_partition_is_the_minimum(graph):
     assert len(plain["edges"]) == 0
     rare = graph["x"][graph["label"] == 3].mean(0)
     torch.testing.assert_close(plain["x"][plain["label"] == 3][0], rare, rtol=1e-4, atol=1e-4)
+
+
+def test_variation_against_matrices():
+    random = np.random.default_rng(0)
+    dense = np.triu(random.random((8, 8)) * (random.random((8, 8)) > 0.4), 1)
+    dense = dense + dense.T
+    signals, nodes = random.standard_normal((8, 3)), np.array([1, 4, 6])
+    inside = dense[np.ix_(nodes, nodes)]
+    laplacian = np.diag(2 * dense.sum(1)[nodes] - inside.sum(1)) - inside
+    project = np.eye(3) - np.full((3, 3), 1 / 3)
+    expected = np.linalg.norm((project @ signals[nodes]).T @ laplacian @ project @ signals[nodes]) / 2
+    assert variation(csr_matrix(dense), dense.sum(1), signals, nodes) == pytest.approx(expected)
+
+
+def test_coarsening_by_hand():
+    """Two triangles with a bridge: each becomes a node, of mean features, and the bridge is the only edge."""
+    one = torch.tensor([[0, 1], [1, 2], [0, 2], [3, 4], [4, 5], [3, 5], [2, 3]])
+    graph = {"x": torch.arange(6.0)[:, None], "edges": torch.cat([one, one.flip(1)])}
+    for name in ("heavy_edge", "variation_neighbourhoods"):
+        for label in ([0, 0, 0, 1, 1, 1], [0, -1, 0, 1, 1, -1]):
+            small = make_reducer(name).reduce({**graph, "label": torch.tensor(label)}, 2 / 6)
+            assert small["label"].tolist() == [0, 1]
+            assert small["edges"].tolist() == [[0, 1], [1, 0]]
+            if -1 not in label:
+                assert small["x"].flatten().tolist() == [1.0, 4.0]
+                assert small["weight"].tolist() == [1.0, 1.0]
