@@ -29,11 +29,12 @@ import torch
 from torch import Tensor
 
 from kdzoo.card import Card
-from kdzoo.dataset.coresets import k_means, nearest_to
 from kdzoo.dataset.evaluation import Evaluation
 from kdzoo.dataset.experts import Experts
-from kdzoo.dataset.matching import CHUNK, InnerLoop, TrajectoryMatching, distance_ratio
+from kdzoo.dataset.matching import CHUNK, InnerLoop, TrajectoryMatching
 from kdzoo.errors import UserError
+from kdzoo.losses.matching import distance_ratio
+from kdzoo.selection import k_means, nearest_to
 
 CARD = Card(
     title="Efficient Dataset Distillation through Alignment with Smooth and High-Quality Expert Trajectories",

@@ -16,6 +16,7 @@ from kdzoo.card import Card
 from kdzoo.dataset.augment import DSA, augment, operations
 from kdzoo.dataset.distiller import Distiller, Init
 from kdzoo.dataset.evaluation import Evaluation
+from kdzoo.losses.matching import distribution_loss
 
 CARD = Card(
     title="Dataset Condensation with Distribution Matching",
@@ -30,16 +31,6 @@ CARD = Card(
     headline="CIFAR-10, 10 images per class: 48.9 % (ConvNet)",
     tags=("dataset distillation", "distribution matching"),
 )
-
-
-def distribution_loss(real: Tensor, synthetic: Tensor) -> Tensor:
-    """Squared distance of the classes' mean features, summed over features and classes.
-
-    Args:
-        real: Features [classes, n, D].
-        synthetic: Features [classes, m, D].
-    """
-    return ((real.mean(1) - synthetic.mean(1)) ** 2).sum()
 
 
 class DM(Distiller):

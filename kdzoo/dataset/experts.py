@@ -17,10 +17,8 @@ from kdzoo.dataset.networks import Network, make
 from kdzoo.dataset.preprocessing import Preprocessing
 from kdzoo.dataset.real_images import RealImages
 from kdzoo.errors import UserError
-from kdzoo.files import cache_dir
 from kdzoo.teachers import sources
-from kdzoo.teachers.recipe import used
-from kdzoo.trajectories.buffer import Buffer
+from kdzoo.trajectories import experts as trajectories
 from kdzoo.trajectories.flat import flatten
 from kdzoo.trajectories.sharpness import GSAM
 
@@ -135,7 +133,7 @@ def _optimizer(network: nn.Module, how: Experts, lr: float) -> Any:
     return GSAM(sgd, network, how.rho, how.alpha, adaptive=True) if how.rho else sgd
 
 
-class Trajectories:
+class Trajectories(trajectories.Trajectories):
     """The experts of a fit, trained where they are missing.
 
     Args:
@@ -156,45 +154,25 @@ class Trajectories:
         how: Experts,
         device: torch.device,
     ) -> None:
-        self.shape, self.spec, self.how, self.device = shape, spec, how, device
-        self.devices = [device] if device.type == "cuda" else []  # whose random states are set aside
-        self.buffer: Buffer | None = None
-        if sources.untrained():
-            return
         name, width, depth = shape
         identity = {
             "recipe": RECIPE_VERSION,
-            "data": fingerprint(real),
+            "data": "" if sources.untrained() else fingerprint(real),
             # Whatever else a preprocessing has it has from the images.
             "preprocessing": [type(preprocess).__name__, preprocess.mean.tolist(), preprocess.std.tolist()],
             "network": [name, width, depth, spec["channels"], *spec["image_size"], spec["classes"]],
             **{key: value for key, value in asdict(how).items() if key != "count"},
         }
         about = f"{name} on {len(real):,} images of {spec['channels']}x{spec['image_size'][0]}x{spec['image_size'][1]}"
-        with torch.random.fork_rng(self.devices):
-            size = len(flatten(self.network(0)))
-        self.buffer = Buffer(cache_dir() / "trajectories", identity, how.epochs + 1, size, about)
 
-        def expert(number: int) -> Iterator[np.ndarray]:
-            with torch.random.fork_rng(self.devices):
-                network = self.network(number)
-                yield from trajectory(network, real, preprocess, how)
+        def network(number: int) -> Network:
+            torch.manual_seed(int(hash32(how.seed, number)))
+            return make(name, spec, width, depth).to(device)
 
-        self.buffer.fill(how.count, expert)
-        used(self.buffer.folder)
+        def train(network: Network) -> Iterator[np.ndarray]:
+            return trajectory(network, real, preprocess, how)
 
-    def network(self, number: int) -> Network:
-        """The network of an expert as it begins; sets the seed of all that is random in its training."""
-        torch.manual_seed(int(hash32(self.how.seed, number)))
-        return make(self.shape[0], self.spec, self.shape[1], self.shape[2]).to(self.device)
-
-    def read(self, expert: int, epochs: list[int]) -> Tensor:
-        """The parameters of an expert after each of `epochs`, float32 [len(epochs), P], on the device."""
-        if self.buffer is not None:
-            return torch.from_numpy(self.buffer.read(expert, epochs)).to(self.device)
-        with torch.random.fork_rng(self.devices):  # random networks in place of trained ones
-            drawn = [flatten(self.network(1000 * expert + epoch)) for epoch in epochs]
-        return torch.stack(drawn)
+        super().__init__(identity, how.count, how.epochs + 1, network, train, about, device)
 
 
 def fingerprint(real: RealImages) -> str:

@@ -1,6 +1,4 @@
-"""What gradient-matching methods share: the distance, and the loops over a network that is trained on the way."""
-
-from collections.abc import Sequence
+"""What gradient-matching methods share: the loops over a network that is trained on the way."""
 
 import torch
 from torch import Tensor
@@ -11,27 +9,10 @@ from kdzoo.dataset.distiller import Distiller, Init
 from kdzoo.dataset.evaluation import Evaluation
 from kdzoo.dataset.networks import Network
 from kdzoo.errors import UserError
+from kdzoo.losses.matching import gradient_distance
 
 # (updates of the images, epochs of the network between two of them) by images per class: the authors' table.
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
-
-
-def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
-    """Sum over weights and their output rows of 1 - cosine similarity; vectors (biases, norms) do not count.
-
-    Args:
-        real: Gradients of a network's weights, [out, ...] each.
-        synthetic: Gradients of the same weights.
-
-    Returns:
-        A scalar, 0 ... 2 per output row.
-    """
-    total = real[0].new_zeros(())
-    for a, b in zip(real, synthetic, strict=True):
-        if a.ndim > 1:
-            a, b = a.flatten(1), b.flatten(1)  # [out, in]
-            total = total + (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)).sum()
-    return total
 
 
 class GradientMatching(Distiller):

@@ -8,8 +8,9 @@ mu is the mean of the features of the class. Source: Welling, Herding dynamical 
 from torch import Tensor
 
 from kdzoo.card import Card
-from kdzoo.dataset.coresets import Coreset, Embedding, herding
+from kdzoo.dataset.coresets import Coreset, Embedding
 from kdzoo.dataset.evaluation import Evaluation
+from kdzoo.selection import herding
 
 CARD = Card(
     title="Herding Dynamical Weights to Learn",

@@ -8,8 +8,9 @@ Source: Sener and Savarese, arXiv 1708.00489, algorithm 1.
 from torch import Tensor
 
 from kdzoo.card import Card
-from kdzoo.dataset.coresets import Coreset, Embedding, k_center
+from kdzoo.dataset.coresets import Coreset, Embedding
 from kdzoo.dataset.evaluation import Evaluation
+from kdzoo.selection import k_center
 
 CARD = Card(
     title="Active Learning for Convolutional Neural Networks: A Core-Set Approach",

@@ -7,8 +7,9 @@ methods. Source: DC-Bench, arXiv 2207.09639, 'k-means in the embedding space'.
 from torch import Tensor
 
 from kdzoo.card import Card
-from kdzoo.dataset.coresets import Coreset, Embedding, k_means, nearest_to
+from kdzoo.dataset.coresets import Coreset, Embedding
 from kdzoo.dataset.evaluation import Evaluation
+from kdzoo.selection import k_means, nearest_to
 
 CARD = Card(
     title="DC-BENCH: Dataset Condensation Benchmark",

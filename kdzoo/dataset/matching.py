@@ -24,6 +24,7 @@ from kdzoo.dataset.experts import Experts, Trajectories
 from kdzoo.dataset.networks import make
 from kdzoo.dataset.preprocessing import ZCA
 from kdzoo.errors import UserError
+from kdzoo.losses.matching import distance_ratio
 from kdzoo.trajectories.flat import Flat
 from kdzoo.trajectories.unroll import Mode, unroll
 
@@ -57,11 +58,6 @@ class InnerLoop:
         if self.steps < 1 or self.last < 1 or (self.batch_size is not None and self.batch_size < 1):
             raise UserError("An inner loop needs steps, last and batch_size of 1 or more.")
         operations(self.augmentation)
-
-
-def distance_ratio(end: Tensor, start: Tensor, target: Tensor) -> Tensor:
-    """|end - target|^2 / |start - target|^2 of parameters [P]: 1 if nothing was gained, 0 at the target."""
-    return (end - target).square().sum() / (start - target).square().sum()
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from kdzoo.dataset.coresets import herding, k_center, k_means, nearest_to
 from kdzoo.dataset.herding import Herding
 from kdzoo.errors import UserError
+from kdzoo.selection import herding, k_center, k_means, nearest_to
 
 
 @pytest.fixture(params=range(4))

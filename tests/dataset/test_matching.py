@@ -7,12 +7,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from kdzoo.dataset.dc import DC
-from kdzoo.dataset.dm import DM, distribution_loss
+from kdzoo.dataset.dm import DM
 from kdzoo.dataset.dsa import DSA
 from kdzoo.dataset.evaluation import Evaluation
-from kdzoo.dataset.gradient_matching import gradient_distance
 from kdzoo.dataset.networks import make
 from kdzoo.errors import UserError
+from kdzoo.losses.matching import distribution_loss, gradient_distance
 
 SMALL = {"width": 6, "evaluation": Evaluation(networks=1, epochs=1)}
 

@@ -19,11 +19,12 @@ from kdzoo.dataset.datm import DATM, right_on_average
 from kdzoo.dataset.evaluation import Evaluation
 from kdzoo.dataset.experts import Experts
 from kdzoo.dataset.ftd import FTD
-from kdzoo.dataset.matching import FLOOR, InnerLoop, distance_ratio
+from kdzoo.dataset.matching import FLOOR, InnerLoop
 from kdzoo.dataset.mtt import MTT
 from kdzoo.dataset.networks import make
 from kdzoo.dataset.tesla import TESLA
 from kdzoo.errors import UserError
+from kdzoo.losses.matching import distance_ratio
 
 EXPERTS = Experts(count=2, epochs=3, lr=0.1, batch_size=10, augmentation="none")
 SMALL = {
