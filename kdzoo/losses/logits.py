@@ -6,7 +6,7 @@ logits come without one. Where a loss needs the true class, a label of -1 (unkno
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, log_softmax
+from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, log_softmax, one_hot
 
 from kdzoo.errors import UserError
 
@@ -138,6 +138,30 @@ def standardised(logits: Tensor) -> Tensor:
     """
     logits = _precise(logits)
     return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + 1e-7)
+
+
+def one_for_all(
+    student_logits: Tensor, teacher_logits: Tensor, label: Tensor, eps: float, temperature: float = 1.0
+) -> Tensor:
+    """OFA: `-sum_c [(p_t[c] + y[c])^eps - y[c]] log p_s[c]`, y one-hot, mean over the batch.
+
+    With eps = 1 it is the cross-entropy to the teacher; a larger one raises the true class by the teacher's confidence.
+    Source: arXiv 2310.19444, eq. 7, and the authors' code, whose temperature has no factor T^2.
+
+    Args:
+        student_logits: [B, C].
+        teacher_logits: [B, C].
+        label: int64 [B], 0 <= label < C, or -1.
+        eps: at least 1.
+        temperature: T > 0.
+
+    Returns:
+        A scalar.
+    """
+    log_student = log_softmax(_precise(student_logits) / temperature, dim=1)
+    teacher = (_precise(teacher_logits) / temperature).softmax(1)
+    target = one_hot(_known(label, teacher_logits), teacher.shape[1])
+    return -(((teacher + target) ** eps - target) * log_student).sum(1).mean()
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

@@ -16,14 +16,16 @@ from kdzoo.image.dml import DML
 from kdzoo.image.fitnet import FitNet
 from kdzoo.image.kd import KD
 from kdzoo.image.linear_head import LinearHead
+from kdzoo.image.meal_v2 import MEALV2
 from kdzoo.image.mgd import MGD
 from kdzoo.image.nkd import NKD
+from kdzoo.image.ofa_kd import OFAKD
 from kdzoo.image.simkd import SimKD
 from kdzoo.image.supervised import Supervised
 from kdzoo.image.takd import TAKD
 from kdzoo.image.vid import VID
 from kdzoo.losses.features import attention_transfer, noise_contrast
-from kdzoo.losses.logits import kd
+from kdzoo.losses.logits import kd, one_for_all
 from kdzoo.optim import Optim
 from kdzoo.students.build import build
 from kdzoo.teachers.sources import Teacher, untrained_teachers
@@ -309,3 +311,72 @@ def test_dml_teaches_both_ways(batch):
     assert not torch.equal(student, peer)
     terms["kl"].backward()
     assert all(p.grad is None for p in method.peer.parameters())
+
+
+# -------------------------------------------------------------------------------------------------------- one for all
+
+
+@pytest.mark.parametrize("student", ["cnn_14k", "vit_48x4_patch4_28"])
+def test_ofa_kd_has_an_exit_at_each_tap_and_exports_none(batch, student, tmp_path):
+    method = built(subclass(OFAKD)(student, TEACHER, eps=(1.0, 1.2, 1.4, 1.6)))
+    logits, features = method.student.forward_with(batch["image"], ["1", "2", "3"])
+    teacher, label = method.teacher(batch), batch["label"]
+    terms = method.losses(batch)
+    torch.testing.assert_close(terms["kd"], one_for_all(logits, teacher, label, 1.6))
+    expected = sum(
+        one_for_all(exit(features[tap]), teacher, label, eps)
+        for exit, tap, eps in zip(method.exits, "123", (1.0, 1.2, 1.4))
+    )
+    torch.testing.assert_close(terms["exits"], expected)
+    sum(terms.values()).backward()
+    assert all(p.grad is not None for p in method.parameters())
+    assert not any("exit" in name for name in method.student.state_dict())
+
+
+def test_ofa_kd_says_what_does_not_fit():
+    with pytest.raises(UserError, match=r"3 exits and the final logits, but 2 values of eps"):
+        OFAKD("cnn_14k", TEACHER, eps=(1.0, 1.5))
+    with pytest.raises(UserError, match=r"'blocks.1' of 'vit_48x4_patch4_28' is of shape \[50, 48\]"):
+        built(subclass(OFAKD)("vit_48x4_patch4_28", TEACHER, taps=("blocks.1",)))
+
+
+def test_meal_v2_averages_probabilities_and_knows_no_label(batch):
+    method = built(subclass(MEALV2)("cnn_14k", [TEACHER, TEACHER]))
+    logits = method.student(batch["image"])
+    first, second = (expert(batch) for expert in method.experts)
+    assert not torch.equal(first, second)
+    terms = method.losses(batch)
+    torch.testing.assert_close(terms["kl"], cross_entropy(logits, (first.softmax(1) + second.softmax(1)) / 2))
+    judged = method.discriminator(torch.cat([logits, (first + second) / 2]))
+    who = torch.tensor([[1.0, 0.0]] * 6 + [[0.0, 1.0]] * 6)
+    expected = -(who * judged.sigmoid().log() + (1 - who) * (1 - judged.sigmoid()).log()).mean()
+    torch.testing.assert_close(terms["discriminator"], expected)
+    shuffled = method.losses({**batch, "label": batch["label"].flip(0)})
+    assert all(torch.equal(terms[name], shuffled[name]) for name in terms)
+
+
+def test_meal_v2_adversarial_turns_the_students_gradient_around(batch):
+    gradients = []
+    for mode in ("cooperative", "adversarial"):
+        torch.manual_seed(1)
+        method = built(subclass(MEALV2)("cnn_14k", TEACHER, discriminator=mode))
+        for layer in method.discriminator[::2]:
+            layer.bias.data.fill_(0.5)  # no dead ReLU
+        method.losses(batch)["discriminator"].backward()
+        gradients.append((method.student.network.fc.weight.grad, method.discriminator[0].weight.grad))
+    (student, judge), (turned, same) = gradients
+    assert student.abs().sum() > 0
+    torch.testing.assert_close(turned, -student)
+    torch.testing.assert_close(same, judge)
+
+
+def test_the_discriminator_keeps_its_own_rate_under_the_schedule():
+    method = built(subclass(MEALV2)("cnn_14k", TEACHER, optim=Optim(lr=0.1, milestones=(0.5,))))
+    method._total_steps = 10
+    configured = method.configure_optimizers()
+    for _ in range(6):
+        configured["optimizer"].step()
+        configured["lr_scheduler"]["scheduler"].step()
+    rates = [group["lr"] for group in configured["optimizer"].param_groups]
+    assert rates == [pytest.approx(0.01), pytest.approx(1e-5)]
+    assert built(subclass(MEALV2)("cnn_14k", TEACHER, discriminator="off")).discriminator is None

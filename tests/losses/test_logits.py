@@ -15,6 +15,7 @@ from kdzoo.losses.logits import (
     kd,
     labelled_cross_entropy,
     normalized_kd,
+    one_for_all,
     relational_kd,
     soft_cross_entropy,
     standardised,
@@ -233,3 +234,22 @@ def test_soft_cross_entropy_leaves_rows_of_zeros_out(draw):
     target[::2] = 0
     torch.testing.assert_close(soft_cross_entropy(student, target), cross_entropy(student[1::2], target[1::2]))
     assert soft_cross_entropy(student, 0 * target) == 0
+
+
+def test_one_for_all_with_eps_one_is_cross_entropy_to_the_teacher(draw):
+    student, teacher, label = draw()
+    expected = cross_entropy(student, teacher.softmax(1))
+    torch.testing.assert_close(one_for_all(student, teacher, label, eps=1.0), expected, rtol=0, atol=1e-6)
+
+
+def test_one_for_all_against_a_loop(draw):
+    student, teacher, label = draw()
+    total = 0.0
+    for row in range(len(student)):
+        p, q, y = softmax(teacher.numpy()[row]), softmax(student.numpy()[row]), int(label[row])
+        for c in range(len(p)):
+            total -= ((p[c] + (c == y)) ** 1.5 - (c == y)) * math.log(q[c])
+    assert one_for_all(student, teacher, label, eps=1.5).item() == pytest.approx(total / len(student), rel=1e-10)
+    unknown = torch.full_like(label, -1)
+    chosen = one_for_all(student, teacher, teacher.argmax(1), eps=1.5)
+    torch.testing.assert_close(one_for_all(student, teacher, unknown, eps=1.5), chosen)
