@@ -5,7 +5,7 @@
 D is three linear layers, C -> C / 8 -> C / 64 -> 2, with a ReLU after each, the last too. It is not adversarial: the
 student also lowers D's loss, which keeps it from copying the ensemble (`cooperative`, the paper's). `adversarial`
 turns the gradient that reaches the student around, `off` leaves D out. D learns at a rate of its own, 1e-4 in the
-paper, which the schedule respects; in the released code the schedule overwrites it with the student's. D is not exported.
+paper, which the schedule respects; the released code's overwrites it with the student's. D is not exported.
 Source: Shen and Savvides, arXiv 2009.08453, eq. 1-4, and the authors' code (lr 0.01, no weight decay, 180 epochs).
 """
 
