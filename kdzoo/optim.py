@@ -55,12 +55,13 @@ class Optim:
             return ramp * 0.1 ** sum(progress >= milestone for milestone in self.milestones)
         return ramp
 
-    def configure(self, parameters: Iterable[Any], total_steps: float) -> dict[str, Any]:
+    def configure(self, parameters: Iterable[Any], total_steps: float, cycles: int = 1) -> dict[str, Any]:
         """Build what `LightningModule.configure_optimizers` returns.
 
         Args:
             parameters: Parameters or parameter groups; a group's own `lr` follows the schedule too.
             total_steps: Optimizer steps of the whole run.
+            cycles: How often the schedule is gone through in it.
 
         Raises:
             UserError: The run has no end, so that a schedule over fractions of it has no meaning.
@@ -89,8 +90,13 @@ class Optim:
             raise UserError(
                 f"The schedule '{self.schedule}' needs the length of the run: give trainer.max_epochs or max_steps."
             )
-        # The first step of a warm-up must move: count it as done while it is taken.
+
+        def progress(step: int, total: float) -> float:
+            done = step * cycles % total if step < total else total  # exact for whole numbers
+            # The first step of a warm-up must move: count it as done while it is taken.
+            return (done + cycles * (self.warmup > 0)) / total
+
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.factor((step + (self.warmup > 0)) / max(1.0, total_steps))
+            optimizer, lambda step: self.factor(progress(step, max(1.0, total_steps)))
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -32,7 +32,15 @@ from kdzoo.testing import make_method
 
 STEPS, GLOBAL_BATCH = 8, 64
 STUDENT = "test_efficientnet_ln"  # rounding does not grow in it as in one without norms per sample
-CHANCE = ("rand_augment", "random_erasing", "mixup", "cutmix", "drop_path", "noise")  # drawn by each rank for itself
+CHANCE = (
+    "rand_augment",
+    "random_erasing",
+    "mixup",
+    "cutmix",
+    "drop_path",
+    "noise",
+    "masked",
+)  # drawn by each rank for itself
 
 
 class Losses(Callback):

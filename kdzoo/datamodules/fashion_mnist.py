@@ -96,6 +96,7 @@ class FashionMNIST(ImageData):
         shift: random shifts by up to so many pixels.
         views: number of different views of a sample; None: a new one each epoch.
         num_workers: worker processes per loader.
+        noise: share of the training labels (not of the validation part's) that are replaced by a wrong one.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class FashionMNIST(ImageData):
         shift: int = 2,
         views: int | None = None,
         num_workers: int = 0,
+        noise: float = 0.0,
     ) -> None:
         super().__init__(
             class_names=CLASS_NAMES,
@@ -131,7 +133,9 @@ class FashionMNIST(ImageData):
         )
         if source == "path" and root is None:
             raise UserError("FashionMNIST: source=path needs root, the folder of the idx files.")
-        self.source = source
+        if not 0 <= noise <= 1:
+            raise UserError(f"FashionMNIST: noise={noise} is no share of the labels, use a number from 0 to 1.")
+        self.source, self.noise = source, noise
         self.folder = SYSTEM if source == "system" else Path(root or "")
 
     def load(self) -> tuple[Samples, Samples]:

@@ -80,6 +80,25 @@ def stratified(labels: Tensor, count: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)
 
 
+def with_noise(labels: Tensor, share: float, classes: int, seed: int) -> Tensor:
+    """Symmetric label noise: give this share of the samples a label drawn evenly from the other classes.
+
+    Args:
+        labels: int64 [N].
+        share: in [0, 1].
+        classes: how many there are.
+        seed: seed of the choice and of the labels.
+
+    Returns:
+        int64 [N].
+    """
+    draws = np.random.default_rng([seed, 1])
+    chosen = torch.from_numpy(draws.permutation(len(labels))[: round(share * len(labels))])
+    noisy = labels.clone()
+    noisy[chosen] = (labels[chosen] + torch.from_numpy(draws.integers(1, classes, len(chosen)))) % classes
+    return noisy
+
+
 class ImageData(LightningDataModule):
     """Images with labels. A subclass gives its constants to `__init__` and implements `load`.
 
@@ -104,6 +123,7 @@ class ImageData(LightningDataModule):
 
     # A constant, not the run's seed: what is stored of a (sample, view) serves every run.
     augment_seed: ClassVar[int] = 0
+    noise: float = 0.0  # share of the training labels that are wrong
 
     def __init__(
         self,
@@ -180,6 +200,8 @@ class ImageData(LightningDataModule):
         self._check_count("validation", self.validation, len(train))
         held_out = stratified(train.labels, self.validation, self.split_seed)
         validation, train = train.take(held_out), train.take(np.setdiff1d(np.arange(len(train)), held_out))
+        if self.noise:
+            train = replace(train, labels=with_noise(train.labels, self.noise, len(self.class_names), self.split_seed))
         if self.labelled is not None:
             self._check_count("labelled", self.labelled, len(train))
             keep = stratified(train.labels, self.labelled, self.split_seed)

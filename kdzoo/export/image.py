@@ -92,6 +92,36 @@ def export_image_network(
         return sorted(path.name for path in work.iterdir())
 
 
+def export_composed_network(network: nn.Module, spec: dict[str, Any], folder: Path, about: str) -> list[str]:
+    """Write a network that is no single timm architecture: `model.onnx`, `preprocessing.json` and `README.md`.
+
+    Args:
+        network: Takes images in [0, 1] and normalises them itself.
+        spec: The spec of the data that it was trained on.
+        folder: Where to; an earlier export there is replaced.
+        about: What it is, for the README.
+
+    Returns:
+        The names of the files.
+    """
+    height, width = spec["image_size"]
+    size = {"channels": spec["channels"], "height": height, "width": width}
+    text = README.format(architecture=about, version=__version__, how=WITH_ONNX.partition("With kdzoo")[0], **size)
+    preprocessing = {
+        "input_size": [spec["channels"], height, width],
+        "mean": list(spec["mean"]),
+        "std": list(spec["std"]),
+        "class_names": spec.get("class_names"),
+    }
+    with whole_folder(folder) as work:
+        (work / "preprocessing.json").write_text(json.dumps(preprocessing, indent=2), encoding="utf-8")
+        (work / "README.md").write_text(text, encoding="utf-8")
+        device = next(network.parameters()).device
+        example = torch.zeros(2, spec["channels"], height, width, device=device)
+        write_onnx(network, example, work / "model.onnx", "logits", ("batch",))
+        return sorted(path.name for path in work.iterdir())
+
+
 def write_onnx(network: nn.Module, example: Tensor, path: Path, output: str, dynamic: Sequence[str]) -> None:
     """Write ONNX of a network that normalises by itself; its mode and device stay as they are.
 

@@ -6,7 +6,9 @@ logits come without one. Where a loss needs the true class, a label of -1 (unkno
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, log_softmax, one_hot
+
+from kdzoo.errors import UserError
 
 
 def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -95,6 +97,87 @@ def normalized_kd(
     return (target + gamma * temperature**2 * others).mean()
 
 
+def relational_kd(
+    student_logits: Tensor, teacher_logits: Tensor, beta: float, gamma: float, temperature: float
+) -> Tensor:
+    """DIST: `T^2 (beta inter + gamma intra)`, one minus a mean Pearson correlation each, of probabilities at T.
+
+    inter correlates the classes of a sample, intra the samples of the batch for a class. Source: arXiv 2205.10536,
+    eq. 8-11; the factor T^2 is the authors' code's.
+
+    Args:
+        student_logits: [B, C], C >= 2.
+        teacher_logits: [B, C].
+        beta: weight of inter.
+        gamma: weight of intra.
+        temperature: T > 0.
+
+    Returns:
+        A scalar in [0, 2 T^2 (beta + gamma)].
+
+    Raises:
+        UserError: B = 1: one sample has no correlation over the batch.
+    """
+    if len(student_logits) < 2:
+        raise UserError("dist correlates the samples of a batch, and this one has a single sample: batch_size >= 2.")
+    student = (_precise(student_logits) / temperature).softmax(1)
+    teacher = (_precise(teacher_logits) / temperature).softmax(1)
+    inter = 1 - _pearson(student, teacher).mean()
+    intra = 1 - _pearson(student.T, teacher.T).mean()
+    return temperature**2 * (beta * inter + gamma * intra)
+
+
+def standardised(logits: Tensor) -> Tensor:
+    """Logits of each sample with mean 0 and standard deviation 1 (unbiased). Source: arXiv 2403.01427, algorithm 1.
+
+    Args:
+        logits: [B, C], C >= 2.
+
+    Returns:
+        [B, C].
+    """
+    logits = _precise(logits)
+    return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + 1e-7)
+
+
+def one_for_all(
+    student_logits: Tensor, teacher_logits: Tensor, label: Tensor, eps: float, temperature: float = 1.0
+) -> Tensor:
+    """OFA: `-sum_c [(p_t[c] + y[c])^eps - y[c]] log p_s[c]`, y one-hot, mean over the batch.
+
+    With eps = 1 it is the cross-entropy to the teacher; a larger one raises the true class by the teacher's confidence.
+    Source: arXiv 2310.19444, eq. 7, and the authors' code, whose temperature has no factor T^2.
+
+    Args:
+        student_logits: [B, C].
+        teacher_logits: [B, C].
+        label: int64 [B], 0 <= label < C, or -1.
+        eps: at least 1.
+        temperature: T > 0.
+
+    Returns:
+        A scalar.
+    """
+    log_student = log_softmax(_precise(student_logits) / temperature, dim=1)
+    teacher = (_precise(teacher_logits) / temperature).softmax(1)
+    target = one_hot(_known(label, teacher_logits), teacher.shape[1])
+    return -(((teacher + target) ** eps - target) * log_student).sum(1).mean()
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy to a distribution, mean over the samples whose target is one; rows of zeros are left out.
+
+    Args:
+        logits: [B, C].
+        target: probabilities [B, C], or zeros where there is no target.
+
+    Returns:
+        A scalar, at least 0.
+    """
+    total = -(target * log_softmax(_precise(logits), dim=1)).sum()
+    return total / (target.sum(1) > 0).sum().clamp(min=1)
+
+
 def labelled_cross_entropy(logits: Tensor, label: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy, mean over the samples that have a label.
 
@@ -114,6 +197,11 @@ def labelled_cross_entropy(logits: Tensor, label: Tensor, label_smoothing: float
 
 def _precise(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _pearson(left: Tensor, right: Tensor) -> Tensor:
+    """Correlation of the rows of [N, M] and [N, M]: [N]."""
+    return cosine_similarity(left - left.mean(1, keepdim=True), right - right.mean(1, keepdim=True), dim=1)
 
 
 def _known(label: Tensor, teacher_logits: Tensor) -> Tensor:

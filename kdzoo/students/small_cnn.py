@@ -1,4 +1,4 @@
-"""kdzoo's own networks for images of about 28 pixels: a small student and the teacher that goes with it.
+"""kdzoo's own networks for images of about 28 pixels: a small student, the teacher that goes with it, and one between.
 
 A 3x3 stem that halves the image, then stages of 3x3 convolutions with batch normalisation; every stage but the first
 halves it again.
@@ -84,13 +84,21 @@ class SmallCNN(StagedNetwork):
         return relu(self.conv(x))
 
 
-default_cfgs = generate_default_cfgs({name: record((1, 28, 28), "conv.0") for name in ("cnn_14k", "cnn_168k")})
+default_cfgs = generate_default_cfgs(
+    {name: record((1, 28, 28), "conv.0") for name in ("cnn_14k", "cnn_46k", "cnn_168k")}
+)
 
 
 @register_model
 def cnn_14k(pretrained: bool = False, **options: Any) -> nn.Module:
     """14k parameters (1 channel, 10 classes): a student."""
     return create(SmallCNN, "cnn_14k", pretrained, options, widths=(8, 16, 24, 40), depths=(1, 1, 1))
+
+
+@register_model
+def cnn_46k(pretrained: bool = False, **options: Any) -> nn.Module:
+    """46k parameters (1 channel, 10 classes): between the two others."""
+    return create(SmallCNN, "cnn_46k", pretrained, options, widths=(16, 24, 48, 72), depths=(1, 1, 1))
 
 
 @register_model

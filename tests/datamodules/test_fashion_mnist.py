@@ -123,3 +123,16 @@ def test_other_data_in_the_same_format(tmp_path, wrong):
 def test_empty_part(tmp_path):
     with pytest.raises(UserError, match="test part is empty"):
         FashionMNIST(source="path", root=str(write_idx(tmp_path, test=0))).setup()
+
+
+def test_noise_is_of_the_training_labels_alone():
+    clean, noisy = FashionMNIST(validation=500), FashionMNIST(validation=500, noise=0.2)
+    clean.setup(), noisy.setup()
+    wrong = clean.train_set.labels != noisy.train_set.labels
+    assert wrong.sum() == round(0.2 * 9500)
+    shift = (noisy.train_set.labels - clean.train_set.labels)[wrong] % 10
+    assert torch.bincount(shift, minlength=10)[1:].min() > 150  # every other class is as likely
+    assert torch.equal(clean.validation_set.labels, noisy.validation_set.labels)
+    assert torch.equal(clean.test_set.labels, noisy.test_set.labels)
+    with pytest.raises(UserError, match=r"noise=1.5 is no share"):
+        FashionMNIST(noise=1.5)

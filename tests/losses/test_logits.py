@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from kdzoo.losses.logits import decoupled_kd, kd, labelled_cross_entropy, normalized_kd
+from kdzoo.errors import UserError
+from kdzoo.losses.logits import (
+    decoupled_kd,
+    kd,
+    labelled_cross_entropy,
+    normalized_kd,
+    one_for_all,
+    relational_kd,
+    soft_cross_entropy,
+    standardised,
+)
 
 Draw = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
@@ -195,3 +205,51 @@ def test_half_precision_is_raised(draw):
     student, teacher, label = (tensor.half() if tensor.is_floating_point() else tensor for tensor in draw())
     for loss in LOSSES.values():
         torch.testing.assert_close(loss(student, teacher, label), loss(student.float(), teacher.float(), label))
+
+
+def test_relational_against_correlations_of_numpy(draw):
+    student, teacher, _ = draw()
+    p, q = ((z / 2).softmax(1).numpy() for z in (teacher, student))
+    inter = 1 - np.mean([np.corrcoef(p[i], q[i])[0, 1] for i in range(len(p))])
+    intra = 1 - np.mean([np.corrcoef(p[:, c], q[:, c])[0, 1] for c in range(p.shape[1])])
+    found = relational_kd(student, teacher, beta=1.5, gamma=0.5, temperature=2.0).item()
+    assert found == pytest.approx(4 * (1.5 * inter + 0.5 * intra), rel=1e-8)
+    assert relational_kd(teacher, teacher, 1.0, 1.0, 1.0).item() == pytest.approx(0, abs=1e-8)
+    with pytest.raises(UserError, match="a single sample: batch_size >= 2"):
+        relational_kd(student[:1], teacher[:1], 1.0, 1.0, 1.0)
+
+
+def test_standardised_is_blind_to_shift_and_scale(draw):
+    student, _, _ = draw()
+    z = student.numpy()
+    expected = (z - z.mean(1, keepdims=True)) / z.std(1, ddof=1, keepdims=True)
+    np.testing.assert_allclose(standardised(student).numpy(), expected, rtol=1e-5)
+    torch.testing.assert_close(standardised(5 * student + 3), standardised(student), rtol=1e-6, atol=1e-6)
+
+
+def test_soft_cross_entropy_leaves_rows_of_zeros_out(draw):
+    student, teacher, _ = draw()
+    target = teacher.softmax(1)
+    torch.testing.assert_close(soft_cross_entropy(student, target), cross_entropy(student, target))
+    target[::2] = 0
+    torch.testing.assert_close(soft_cross_entropy(student, target), cross_entropy(student[1::2], target[1::2]))
+    assert soft_cross_entropy(student, 0 * target) == 0
+
+
+def test_one_for_all_with_eps_one_is_cross_entropy_to_the_teacher(draw):
+    student, teacher, label = draw()
+    expected = cross_entropy(student, teacher.softmax(1))
+    torch.testing.assert_close(one_for_all(student, teacher, label, eps=1.0), expected, rtol=0, atol=1e-6)
+
+
+def test_one_for_all_against_a_loop(draw):
+    student, teacher, label = draw()
+    total = 0.0
+    for row in range(len(student)):
+        p, q, y = softmax(teacher.numpy()[row]), softmax(student.numpy()[row]), int(label[row])
+        for c in range(len(p)):
+            total -= ((p[c] + (c == y)) ** 1.5 - (c == y)) * math.log(q[c])
+    assert one_for_all(student, teacher, label, eps=1.5).item() == pytest.approx(total / len(student), rel=1e-10)
+    unknown = torch.full_like(label, -1)
+    chosen = one_for_all(student, teacher, teacher.argmax(1), eps=1.5)
+    torch.testing.assert_close(one_for_all(student, teacher, unknown, eps=1.5), chosen)

@@ -19,6 +19,7 @@ def spec(channels: int = 3, classes: int = 10, size: tuple[int, int] = (32, 32))
     ("name", "channels", "classes", "count"),
     [
         ("cnn_14k", 1, 10, 13_906),
+        ("cnn_46k", 1, 10, 46_122),
         ("cnn_168k", 1, 10, 167_794),
         ("cifar_resnet20", 3, 100, 278_324),
         ("cifar_resnet56", 3, 100, 861_620),
