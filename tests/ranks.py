@@ -21,6 +21,7 @@ from kdzoo import registry
 from kdzoo.console import quieten
 from kdzoo.datamodules.debian_dependencies import DebianDependencies
 from kdzoo.datamodules.fashion_mnist import FashionMNIST
+from kdzoo.datamodules.mesh_scene import MeshScene
 from kdzoo.datamodules.scenes import Scenes
 from kdzoo.datamodules.sr_folder import SRFolder
 from kdzoo.image.kd import KD
@@ -53,6 +54,8 @@ def data(name: str = "fashion_mnist") -> LightningDataModule:
         return DebianDependencies(repeat=STEPS)  # every batch is the whole graph
     if name == "scenes":
         return Scenes(size=32, scenes=521, validation=101, test=1, batch_size=GLOBAL_BATCH // world)
+    if name == "mesh_scene":
+        return MeshScene(size=24, views=6, test_views=1, validation=1, batch_size=GLOBAL_BATCH // world)
     if name == "sr_folder":
         return SRFolder(patch=24, validation=2, batch_size=GLOBAL_BATCH // 4 // world)
     return FashionMNIST(labelled=521, unlabelled="drop", validation=101, batch_size=GLOBAL_BATCH // world)
