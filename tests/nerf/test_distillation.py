@@ -278,7 +278,7 @@ def test_a_short_training_comes_nearer_to_the_teacher(teachers):
 def test_wrong_arguments_and_teachers(teachers):
     with pytest.raises(UserError, match="stage1"):
         PVDAL(teacher="x", stage1=0.5, stage2=0.2)
-    with pytest.raises(UserError, match="bound 1.0, but the data have bound 2.0: give data.bound 1.0"):
+    with pytest.raises(UserError, match=r"bound 1.0, but the data have bound 2.0: give data.bound 1.0"):
         PVDAL(teacher=Teacher(checkpoint=str(teachers / "hash"))).build_for({**SPEC, "bound": 2.0})
     with pytest.raises(UserError, match="no intact export of a radiance field"):
         PVDAL(teacher=Teacher(checkpoint=str(teachers))).build_for(SPEC)

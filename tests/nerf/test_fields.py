@@ -154,7 +154,7 @@ def test_every_field_keeps_the_contract(name):
 
 
 def test_a_wrong_size_is_refused():
-    with pytest.raises(UserError, match="no size 'levles'. Near: levels"):
+    with pytest.raises(UserError, match=r"no size 'levles'. Near: levels"):
         make_field("hash", 1.0, {"levles": 3})
     with pytest.raises(UserError, match="whole number above zero"):
         make_field("vm", 1.0, {"resolution": 0})
