@@ -21,6 +21,7 @@ from kdzoo import registry
 from kdzoo.console import quieten
 from kdzoo.datamodules.debian_dependencies import DebianDependencies
 from kdzoo.datamodules.fashion_mnist import FashionMNIST
+from kdzoo.datamodules.mesh_scene import MeshScene
 from kdzoo.datamodules.scenes import Scenes
 from kdzoo.datamodules.sr_folder import SRFolder
 from kdzoo.image.kd import KD
@@ -61,6 +62,8 @@ def data(name: str = "fashion_mnist") -> LightningDataModule:
         return DebianDependencies(repeat=STEPS)  # every batch is the whole graph
     if name == "scenes":
         return Scenes(size=32, scenes=521, validation=101, test=1, batch_size=GLOBAL_BATCH // world)
+    if name == "mesh_scene":
+        return MeshScene(size=24, views=6, test_views=1, validation=2, batch_size=GLOBAL_BATCH // world, batches=STEPS)
     if name == "sr_folder":
         return SRFolder(patch=24, validation=2, batch_size=GLOBAL_BATCH // 4 // world)
     return FashionMNIST(labelled=521, unlabelled="drop", validation=101, batch_size=GLOBAL_BATCH // world)
@@ -107,6 +110,8 @@ def methods() -> dict[str, Any]:
         model["init_args"] |= {argument: 0.0 for argument in CHANCE if argument in arguments}
         model["init_args"] |= {"coding": "fixed"} if "coding" in arguments else {}
         model["init_args"] |= {"outer": 2} if "outer" in model["init_args"] else {}
+        if "sizes" in arguments:  # AdamW with an epsilon of nothing makes a step out of rounding
+            model["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
         if model["init_args"].get("student") == "cnn_14k":
             model["init_args"]["student"] = STUDENT
     return configs

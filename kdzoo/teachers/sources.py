@@ -149,7 +149,7 @@ def freeze(
         "parameters": sum(parameter.numel() for network in networks for parameter in network.parameters()),
         "scores": loaded[0][1] if len(loaded) == 1 else {},
     }
-    shown = ("test/accuracy", "test/psnr_y", "test/miou")
+    shown = ("test/accuracy", "test/psnr_y", "test/psnr", "test/miou")
     scores = ", ".join(f"{name} {value:.1f}" for name, value in summary["scores"].items() if name in shown)
     if not _untrained.get():
         size = count(summary["parameters"])
