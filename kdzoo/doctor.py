@@ -28,7 +28,7 @@ def examine() -> int:
 
     broken = 0
     modules = {registry.OWN: {registry.OWN}}  # distribution -> its modules
-    for group in (registry.METHODS, registry.DATA):
+    for group in registry.GROUPS:
         for name, entry in registry.entries(group).items():
             modules.setdefault(entry.distribution, set()).add(entry.module)
             try:
@@ -83,14 +83,14 @@ def _stale(distribution: str, modules: set[str]) -> Iterator[str]:
                 continue
             wanted = {
                 (group, name, target.replace(" ", ""))
-                for group in (registry.METHODS, registry.DATA)
+                for group in registry.GROUPS
                 for name, target in project.get("entry-points", {}).get(group, {}).items()
             }
         except (OSError, ValueError, KeyError, AttributeError):
             continue  # not a checkout
         installed = {
             (group, entry.name, f"{entry.module}:{entry.attribute}")
-            for group in (registry.METHODS, registry.DATA)
+            for group in registry.GROUPS
             for entry in registry.entries(group).values()
             if entry.distribution == distribution
         }

@@ -23,12 +23,18 @@ from kdzoo.errors import UserError, near
 
 METHODS = "kdzoo.methods"
 DATA = "kdzoo.data"
+REDUCERS = "kdzoo.reducers"
+GROUPS = (METHODS, DATA, REDUCERS)
 OWN = "kdzoo"  # the distribution that keeps its bare names, whoever else claims them
 ALIASES = {"fitnets": "fitnet"}  # other spelling -> registered name; never listed
 NAME = re.compile(r"[a-z0-9_]+")
 
-_KINDS = {METHODS: "method", DATA: "data module"}
-_BASES = {METHODS: ("kdzoo.method", "Method"), DATA: ("lightning.pytorch", "LightningDataModule")}
+_KINDS = {METHODS: "method", DATA: "data module", REDUCERS: "reducer"}
+_BASES = {
+    METHODS: ("kdzoo.method", "Method"),
+    DATA: ("lightning.pytorch", "LightningDataModule"),
+    REDUCERS: ("kdzoo.graph.reducers", "Reducer"),
+}
 _TARGET = re.compile(r"(\w+(?:\.\w+)*)\s*:\s*(\w+(?:\.\w+)*)\s*(?:\[.*\])?")
 
 
@@ -125,7 +131,7 @@ def find(group: str, text: str) -> Entry:
 
 def problems() -> list[str]:
     """What is wrong with the installed metadata and configs, one line each; empty when all is well."""
-    lines = [*_scan(METHODS)[1], *_scan(DATA)[1]]
+    lines = [line for group in GROUPS for line in _scan(group)[1]]
     lines += [
         f"config {stem!r} is {' and '.join(map(str, paths))}" for stem, paths in _configs().items() if len(paths) > 1
     ]
@@ -228,7 +234,7 @@ def _configs(distribution: str | None = None) -> dict[str, list[Path]]:
     package = Path(__file__).parent
     own = next((folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()), None)
     folders: dict[Path, None] = {}
-    for group in (METHODS, DATA):
+    for group in GROUPS:
         for entry in (entry for claims in _scan(group)[0].values() for entry in claims):
             if entry.distribution != OWN and distribution in (None, entry.distribution):
                 folders |= {folder / "configs": None for folder in package_folders(entry.module) if folder != package}
