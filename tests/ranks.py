@@ -22,6 +22,7 @@ from kdzoo.console import quieten
 from kdzoo.datamodules.debian_dependencies import DebianDependencies
 from kdzoo.datamodules.fashion_mnist import FashionMNIST
 from kdzoo.datamodules.mesh_scene import MeshScene
+from kdzoo.datamodules.molecules import Molecules
 from kdzoo.datamodules.scenes import Scenes
 from kdzoo.datamodules.sr_folder import SRFolder
 from kdzoo.image.kd import KD
@@ -60,6 +61,8 @@ def data(name: str = "fashion_mnist") -> LightningDataModule:
     world = int(os.environ.get("WORLD_SIZE", 1))
     if name == "debian_dependencies":
         return DebianDependencies(repeat=STEPS)  # every batch is the whole graph
+    if name == "molecules":
+        return Molecules("solubility", count=652, validation=101, batch_size=GLOBAL_BATCH // world)
     if name == "scenes":
         return Scenes(size=32, scenes=521, validation=101, test=1, batch_size=GLOBAL_BATCH // world)
     if name == "mesh_scene":
