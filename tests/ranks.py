@@ -101,6 +101,7 @@ def methods() -> dict[str, Any]:
         arguments = inspect.signature(registry.find(registry.METHODS, name).load()).parameters
         model["init_args"] |= {argument: 0.0 for argument in CHANCE if argument in arguments}
         model["init_args"] |= {"coding": "fixed"} if "coding" in arguments else {}
+        model["init_args"] |= {"dropout": 0.0, "norm": None} if "pool" in arguments else {}  # of graphs
         if model["init_args"].get("student") == "cnn_14k":
             model["init_args"]["student"] = STUDENT
     return configs
