@@ -115,6 +115,7 @@ def methods() -> dict[str, Any]:
         model["init_args"] |= {"outer": 2} if "outer" in model["init_args"] else {}
         if "sizes" in arguments:  # AdamW with an epsilon of nothing makes a step out of rounding
             model["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
+        model["init_args"] |= {"dropout": 0.0, "norm": None} if "pool" in arguments else {}  # of graphs
         if model["init_args"].get("student") == "cnn_14k":
             model["init_args"]["student"] = STUDENT
     return configs
