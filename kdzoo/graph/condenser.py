@@ -52,6 +52,7 @@ class Condenser(Method):
         matrix: Its normalised adjacency (`kdzoo.graph.matrix`).
     """
 
+    modality = "node_graph"
     x: nn.Parameter
     labels: Tensor
     ready: Tensor
@@ -71,8 +72,6 @@ class Condenser(Method):
 
     def build(self, spec: dict[str, Any]) -> None:
         """Make the condensed nodes, empty until a fit starts; a subclass adds its own after this."""
-        if spec.get("modality") != "node_graph":
-            raise UserError(f"{type(self).__name__} condenses a graph whose nodes have labels: give it such data.")
         self.evaluation.fresh(spec)  # complain about an impossible network now
         labels = self._condensed_labels() if self._trainer is not None else torch.zeros(0, dtype=torch.long)
         self.x = nn.Parameter(torch.zeros(len(labels), spec["features"]))

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from kdzoo.console import count
-from kdzoo.errors import UserError
 from kdzoo.export.graph_network import export_graph_network
 from kdzoo.files import write_text
 from kdzoo.graph.graph_networks import GraphNetwork, Pool
@@ -31,6 +30,7 @@ class GraphClassifier(Method):
         optim: The optimizer and its schedule.
     """
 
+    modality = "graph"
     student: GraphNetwork
 
     def __init__(
@@ -49,8 +49,6 @@ class GraphClassifier(Method):
 
     def build(self, spec: dict[str, Any]) -> None:
         """Make the student and the metrics."""
-        if spec.get("modality") != "graph":
-            raise UserError(f"{type(self).__name__} classifies graphs: give it data of many labelled graphs.")
         self.student = GraphNetwork(self.architecture, spec["features"], spec["kinds"], spec["classes"], **self.sizes)
         self.scores = nn.ModuleDict({part: _scores(spec["classes"]) for part in ("val", "test")})
         self.confusion = MulticlassConfusionMatrix(spec["classes"])

@@ -45,6 +45,7 @@ class FieldMethod(Method):
         frames: Pictures of the exported turntable; 0 for none.
     """
 
+    modality = "radiance_field"
     student: Radiance
     ready: Tensor
 
@@ -76,18 +77,12 @@ class FieldMethod(Method):
 
     def build(self, spec: dict[str, Any]) -> None:
         """Make the field and the metrics."""
-        self.check_scene(spec)
         self.student = Radiance(self.field, self.sizes, spec["bound"], self.steps, self.grid)
         self.register_buffer("ready", torch.tensor(False))  # whether the grid has its start
         self.val_scores = nn.ModuleDict({"psnr": MeanMetric()})
         names = ("psnr", "ssim", "psnr_teacher", "teacher_psnr")
         self.test_scores = nn.ModuleDict({**{name: MeanMetric() for name in names}, "psnr_worst": MinMetric()})
         self.looks: list[Look] = []
-
-    def check_scene(self, spec: dict[str, Any]) -> None:
-        """Complain about data that are no scene."""
-        if spec.get("modality") != "radiance_field":
-            raise UserError(f"{type(self).__name__} learns scenes: give it posed images, such as mesh_scene.")
 
     def summary(self) -> str:
         """Say which field, and its size."""

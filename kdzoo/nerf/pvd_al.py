@@ -146,7 +146,6 @@ class PVDAL(FieldMethod):
 
     def build(self, spec: dict[str, Any]) -> None:
         """Make the student on the teacher's grid, with the teacher's blocks that fit."""
-        self.check_scene(spec)
         self.teacher, self._teacher_summary = load_teacher(self.teachers, spec)
         taught: Radiance = self.teacher.networks[0]
         self.steps, self.grid = taught.steps, taught.grid.resolution
