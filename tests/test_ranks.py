@@ -39,7 +39,7 @@ def runs(tmp_path_factory):
             env={**os.environ, "KDZOO_CACHE": str(cache)},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1200,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         found[world] = json.loads((folder / f"{world}.json").read_text()), cache
