@@ -35,6 +35,7 @@ def quieten() -> None:
         ".*litlogger.*",
         ".*LeafSpec.*",
         ".*callbacks used to create the checkpoint.*",
+        ".*torch.jit.script. is deprecated.*",  # torch_geometric, when it is imported
         ".*Using ModelCheckpoint with manual optimization.*",
         ".*Checkpoint directory .* exists and is not empty.*",
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from kdzoo.callbacks import ExactResume, StopAtNaN
 from kdzoo.console import count
 from kdzoo.errors import UserError
-from kdzoo.spec import check_spec
+from kdzoo.spec import EXAMPLES, check_spec
 from kdzoo.teachers.fill import FillStores, choose_views
 from kdzoo.teachers.frozen import FrozenTeacher
 
@@ -135,7 +135,7 @@ class Method(LightningModule):
         if self.modality and spec.get("modality", self.modality) != self.modality:
             raise UserError(
                 f"{type(self).__name__} takes data of the modality '{self.modality}', and these are of "
-                f"'{spec['modality']}': choose others with --data (kdzoo list shows them)."
+                f"'{spec['modality']}': give it {EXAMPLES.get(self.modality, 'others (kdzoo list)')}."
             )
 
     def build_for(self, spec: dict[str, Any]) -> None:

@@ -7,6 +7,15 @@ from kdzoo.errors import UserError
 
 # What a network is shaped by. The other keys of a spec describe the data (names, statistics, batch keys).
 DESCRIPTIVE = {"class_names", "mean", "std", "keys"}
+# What data of a modality are, in words, and a data module of them.
+EXAMPLES = {
+    "image": "images, such as fashion_mnist",
+    "segmentation": "data with masks, such as scenes",
+    "super_resolution": "data with a scale, such as sr_folder",
+    "node_graph": "a graph whose nodes have labels, such as debian_dependencies",
+    "graph": "data of many labelled graphs, such as molecules",
+    "radiance_field": "posed images, such as mesh_scene",
+}
 
 
 def check_spec(have: Mapping[str, Any], got: Mapping[str, Any], what: str, source: str = "the data") -> None:

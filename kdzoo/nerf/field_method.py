@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric, MinMetric
 from kdzoo.console import count, say
 from kdzoo.datamodules.augment import uniform
 from kdzoo.datamodules.cameras import Camera, Prior, SpherePrior
-from kdzoo.errors import UserError
+from kdzoo.errors import UserError, near
 from kdzoo.export.radiance import export_radiance, turntable, write_views
 from kdzoo.method import Method
 from kdzoo.metrics.views import WINDOW, Look, psnr, scores_figure, ssim, strip_figure, views_figure
@@ -64,10 +64,14 @@ class FieldMethod(Method):
         frames: int,
     ) -> None:
         super().__init__()
-        if field not in FIELDS or steps < 1 or not 0 < lr_end <= lr:
+        if field not in FIELDS:
             raise UserError(
-                f"{type(self).__name__}: field={field} must be one of {', '.join(FIELDS)}, steps={steps} 1 or more, "
-                f"and lr_end={lr_end} positive and no more than lr={lr}."
+                f"{type(self).__name__}: field={field} must be one of {', '.join(FIELDS)}.{near(field, FIELDS)}"
+            )
+        if steps < 1 or not 0 < lr_end <= lr:
+            raise UserError(
+                f"{type(self).__name__}: steps={steps} must be 1 or more, and lr_end={lr_end} positive and at most "
+                f"lr={lr}."
             )
         self.field, self.sizes, self.steps, self.grid = field, dict(sizes or {}), steps, grid
         self.lr, self.lr_end, self.weight_decay, self.optimizer = lr, lr_end, weight_decay, optimizer

@@ -350,7 +350,7 @@ def test_bad_input(data):
         (lambda: GCond(turns=(0, 0)), r"turns=\[0, 0\]"),
         (lambda: GCondX(network="gat").build_for(data.spec), "no network 'gat' for condensed graphs: give gcn or sgc"),
         (lambda: Evaluation(networks=0), "1 or more networks and epochs"),
-        (lambda: GCond().build_for({"modality": "image"}), "GCond takes data of the modality 'node_graph'"),
+        (lambda: GCond().build_for({"modality": "image"}), "GCond takes data .* a graph whose nodes have labels"),
         (lambda: SFGC(expert_epochs=15, **small), "must be a multiple of experts.every=10"),
         (lambda: SFGC(expert_epochs=20, max_start=30, **small), "reach epoch 40 of experts that have 20"),
         (lambda: GEOM(first_max_start=300), "cannot grow from 300 to 200"),
