@@ -218,16 +218,20 @@ class MetricsFile(Callback):
             self._write(trainer, logged(trainer, "val/"))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the metrics of the test part."""
-        self._write(trainer, logged(trainer, "test/"))
+        """Write the metrics of the test part, with the number of epochs that have begun.
 
-    def _write(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        `current_epoch` counts those that have ended, and in a run that was killed after its last step none does.
+        """
+        self._write(trainer, logged(trainer, "test/"), trainer.fit_loop.epoch_progress.current.ready)
+
+    def _write(self, trainer: Trainer, metrics: dict[str, float], epoch: int | None = None) -> None:
         if not trainer.is_global_zero:
             return
+        epoch = trainer.current_epoch if epoch is None else epoch
         with self.path.open("a", newline="") as file:
             if file.tell() == 0:  # a run without a step
                 csv.writer(file).writerow(["epoch", "step", "name", "value"])
-            csv.writer(file).writerows([trainer.current_epoch, trainer.global_step, *item] for item in metrics.items())
+            csv.writer(file).writerows([epoch, trainer.global_step, *item] for item in metrics.items())
 
 
 def logged(trainer: Trainer, prefix: str) -> dict[str, float]:

@@ -12,6 +12,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from kdzoo import registry
+from kdzoo.console import console
 
 
 class Site:
@@ -40,6 +41,12 @@ class Site:
     ) -> None:
         """Install a distribution that claims one method."""
         self.install(distribution, "1.0", f"[kdzoo.methods]\n{name} = {target}\n", **files)
+
+
+@pytest.fixture(autouse=True)
+def loud(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that runs with `--show nothing` leaves the console as it was."""
+    monkeypatch.setattr(console, "quiet", False)
 
 
 @pytest.fixture
