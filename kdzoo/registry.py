@@ -25,6 +25,7 @@ METHODS = "kdzoo.methods"
 DATA = "kdzoo.data"
 REDUCERS = "kdzoo.reducers"
 GROUPS = (METHODS, DATA, REDUCERS)
+RECIPE = "recipe:"  # before the name of a config, where a file of weights could stand
 OWN = "kdzoo"  # the distribution that keeps its bare names, whoever else claims them
 ALIASES = {"fitnets": "fitnet"}  # other spelling -> registered name; never listed
 NAME = re.compile(r"[a-z0-9_]+")
@@ -166,13 +167,15 @@ def find_config(text: str) -> Path:
 
 
 def recipes_in(config: Any) -> set[str]:
-    """Collect the recipes that a config names: what stands, as text, under a key `teacher`, `start` or `recipe`."""
+    """Collect the recipes that a config names: text under a key `teacher`, `start` or `recipe`, and `recipe:NAME`."""
     if not isinstance(config, dict | list):
         return set()
     found: set[str] = set()
     for key, value in config.items() if isinstance(config, dict) else enumerate(config):
         if str(key).rpartition(".")[2] in ("teacher", "start", "recipe"):
             found |= {each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)}
+        if isinstance(value, str) and value.startswith(RECIPE):
+            found.add(value.removeprefix(RECIPE))
         found |= recipes_in(value)
     return found
 

@@ -42,7 +42,7 @@ class AT(Tapped):
         student_taps: Where the student is tapped: module paths, or indices of timm's `forward_intermediates`.
         teacher_taps: Where the teacher is tapped, one place for each of the student's.
         at_weight: Weight of the attention term.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
     """
 

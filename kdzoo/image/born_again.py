@@ -42,7 +42,7 @@ class BornAgain(Generations):
         generations: How many there are.
         kd_weight: Weight of the generation before.
         ce_weight: Weight of the labels' term; the paper also has 0.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
     """
 

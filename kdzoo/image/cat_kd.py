@@ -42,7 +42,7 @@ class CATKD(Tapped):
         teacher: A recipe's name, a `Teacher`, or several.
         cat_weight: Weight of the class attention.
         grid: Height and width at which maps are compared.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
     """
 

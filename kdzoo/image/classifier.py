@@ -34,7 +34,8 @@ class Classifier(Method):
     Args:
         student: Any timm architecture; kdzoo's small networks are among them.
         teacher: A recipe's name, a `Teacher`, or several; None where the method has no teacher.
-        weights: Where the student starts: a file of weights, or `pretrained` (timm's); None from scratch.
+        weights: Where the student starts: a file of weights, `pretrained` (timm's), or `recipe:NAME`, what this config
+            trains; None from scratch.
         optim: The optimizer and its schedule.
     """
 
@@ -63,11 +64,12 @@ class Classifier(Method):
 
     def make_student(self, spec: dict[str, Any]) -> None:
         """Make the student."""
-        self.student = build(self.architecture, spec, self.weights)
+        self.student = build(self.architecture, spec, sources.weights_file(self.weights))
 
     def prepare(self) -> None:
-        """Train the teachers that are recipes and not in the cache."""
+        """Train the teachers, and the student's start, that are recipes and not in the cache."""
         sources.prepare(self.teachers)
+        sources.weights_file(self.weights)
 
     def summary(self) -> str:
         """Say the student's name and size."""

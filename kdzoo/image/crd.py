@@ -58,7 +58,7 @@ class CRD(Tapped):
         width: Width of the embeddings.
         temperature: tau, what similarities are divided by.
         momentum: Share of its past that a memory keeps.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
     """
 

@@ -50,7 +50,7 @@ class DeiTToken(Classifier):
         random_erasing: Probability that a rectangle of an image is erased.
         mixup: alpha of Mixup; 0: off.
         cutmix: alpha of CutMix; 0: off.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule: the paper's, for a batch of 1024.
     """
 

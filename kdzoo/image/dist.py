@@ -40,7 +40,7 @@ class DIST(Classifier):
         gamma: Weight of the correlation between samples.
         temperature: T, what the logits are divided by.
         ce_weight: Weight of the labels' term.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
     """
 

@@ -43,7 +43,7 @@ class DKD(Classifier):
         temperature: What the logits are divided by.
         ramp: Fraction of the run over which the distillation terms rise linearly from zero.
         ce_weight: Weight of the labels' term.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
     """
 

@@ -38,7 +38,7 @@ class DML(Classifier):
         student: Any timm architecture.
         peer: The peer's architecture; None: the student's.
         temperature: T of the terms between the two.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
     """
 

@@ -49,7 +49,7 @@ class FitNet(Classifier):
         hint_weight: Weight of the hint; None: 1 in stages (the paper), 100 where both are one.
         temperature: T of stage 2.
         kd_weights: lambda at the start and at the end of stage 2.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
     """
 

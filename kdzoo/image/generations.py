@@ -11,6 +11,7 @@ from kdzoo.image.classifier import Classifier
 from kdzoo.optim import Optim
 from kdzoo.students.build import build
 from kdzoo.students.network import ImageNetwork
+from kdzoo.teachers import sources
 from kdzoo.teachers.sources import Teachers
 
 
@@ -22,7 +23,8 @@ class Generations(Classifier):
     Args:
         architectures: The members', in order.
         teacher: Who teaches the first; None: the labels alone.
-        weights: Where the first starts: a file, `pretrained`, or None (from scratch, as the others do).
+        weights: Where the first starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch, as
+            the others do).
         optim: The optimizer and its schedule.
 
     Attributes:
@@ -43,7 +45,7 @@ class Generations(Classifier):
 
     def make_student(self, spec: dict[str, Any]) -> None:
         """Make the members."""
-        weights = [self.weights, *[None] * (len(self.architectures) - 1)]
+        weights = [sources.weights_file(self.weights), *[None] * (len(self.architectures) - 1)]
         self.members = nn.ModuleList(build(name, spec, w) for name, w in zip(self.architectures, weights))
         self.register_buffer("reached", torch.zeros((), dtype=torch.int64))
 

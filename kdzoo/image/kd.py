@@ -36,7 +36,7 @@ class KD(Classifier):
         temperature: T, what the logits are divided by; larger is softer.
         kd_weight: Weight of the teacher's term.
         ce_weight: Weight of the labels' term.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
     """
 

@@ -46,7 +46,7 @@ class LSKD(Classifier):
         alpha: With dkd: weight of the target class.
         beta: With dkd: weight of the other classes.
         ramp: With dkd: fraction of the run over which its term rises linearly from zero.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
     """
 

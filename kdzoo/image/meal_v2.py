@@ -68,7 +68,8 @@ class MEALV2(Classifier):
         teacher: The ensemble: a list of `Teacher`s; one alone is possible.
         discriminator: What the student makes of the discriminator's loss.
         discriminator_lr: The discriminator's peak learning rate.
-        weights: Where the student starts: a file or `pretrained`; None from scratch, without the paper's gain.
+        weights: Where the student starts: a file, `pretrained` or `recipe:NAME`; None from scratch, without the
+            paper's gain.
         optim: The optimizer and its schedule.
     """
 
@@ -87,6 +88,7 @@ class MEALV2(Classifier):
 
     def prepare(self) -> None:
         """Train the teachers that are recipes and not in the cache."""
+        super().prepare()
         sources.prepare(self.ensemble)
 
     def build(self, spec: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ class MGD(Tapped):
         mgd_weight: Weight of the generated map; the sum grows with its size.
         masked: Share of the channels, or places, that are masked.
         mask_of: What is masked.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
     """
 

@@ -37,7 +37,7 @@ class NKD(Classifier):
         teacher: A recipe's name, a `Teacher`, or several.
         gamma: Weight of the term among the other classes.
         temperature: T of that term.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
     """
 

@@ -37,7 +37,7 @@ class NST(Tapped):
         student_taps: Where the student is tapped: module paths, or indices of timm's `forward_intermediates`.
         teacher_taps: Where the teacher is tapped, one place for each of the student's.
         nst_weight: Weight of the discrepancy.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
     """
 

@@ -49,7 +49,7 @@ class OFAKD(Classifier):
         kd_weight: Weight of the final logits' term.
         exit_weight: Weight of the exits' terms.
         label_smoothing: Share of the label that is spread over all classes; the paper's is 0.1 on ImageNet.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
     """
 

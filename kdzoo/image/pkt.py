@@ -41,7 +41,7 @@ class PKT(Tapped):
         student_tap: Where the student is tapped: a module path, a number of timm's, or `pre_logits`.
         teacher_tap: Where the teacher is tapped, likewise.
         pkt_weight: Weight of the divergence.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
     """
 

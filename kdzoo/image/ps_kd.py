@@ -43,7 +43,7 @@ class PSKD(Classifier):
         student: Any timm architecture.
         alpha: a_T, the memory's share of the target in the last epoch, in [0, 1].
         memory_dtype: Precision of the memory: samples x classes.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule: the paper's decays at 150 and 225 of 300 epochs.
     """
 

@@ -75,7 +75,7 @@ class ReviewKD(Tapped):
         teacher_taps: Where the teacher is tapped, one place for each of the student's.
         review_weight: Weight of the features.
         ramp: Fraction of the run over which that weight rises linearly from zero.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
     """
 

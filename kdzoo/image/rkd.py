@@ -40,7 +40,7 @@ class RKD(Tapped):
         teacher_tap: Where the teacher is tapped, likewise.
         distance_weight: Weight of the distances.
         angle_weight: Weight of the angles.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
     """
 

@@ -85,7 +85,7 @@ class SimKD(Tapped):
         teacher: A recipe's name, a `Teacher`, or several.
         factor: How many times narrower the projector's middle is than the teacher's map.
         feature_weight: Weight of the features.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
     """
 

@@ -38,7 +38,7 @@ class SP(Tapped):
         student_tap: Where the student is tapped: a module path, a number of timm's, or `pre_logits`.
         teacher_tap: Where the teacher is tapped, likewise.
         sp_weight: Weight of the similarities.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
     """
 

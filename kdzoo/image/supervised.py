@@ -29,7 +29,7 @@ class Supervised(Classifier):
     Args:
         student: Any timm architecture.
         label_smoothing: Share of the target that is spread over all classes, in [0, 1).
-        weights: Where the network starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the network starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
     """
 

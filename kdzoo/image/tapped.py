@@ -21,7 +21,7 @@ class Tapped(Classifier):
         teacher: A recipe's name, a `Teacher`, or several.
         student_taps: Module paths, or indices of timm's `forward_intermediates`, or `pre_logits`.
         teacher_taps: The teacher's, one for each of the student's.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
 
     Attributes:

@@ -73,7 +73,7 @@ class VID(Tapped):
         teacher_taps: Where the teacher is tapped, one place for each of the student's.
         vid_weight: Weight of the likelihood.
         variance: What the variances start at.
-        weights: Where the student starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the student starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
     """
 

@@ -13,6 +13,7 @@ import torch
 from kdzoo.console import count, say
 from kdzoo.errors import UserError
 from kdzoo.export.image import load_image_network
+from kdzoo.registry import RECIPE
 from kdzoo.spec import check_spec
 from kdzoo.students.build import build
 from kdzoo.students.network import ImageNetwork
@@ -101,6 +102,16 @@ def prepare(given: list[Teacher]) -> None:
     for teacher in given:
         if teacher.recipe and not _untrained.get():
             trained(teacher.recipe, teacher.set)
+
+
+def weights_file(weights: str | None) -> str | None:
+    """Find the file behind `recipe:NAME`, the student that this config trains, trained if it is not in the cache.
+
+    Other weights are as given; a recipe inside of `untrained_teachers` is None.
+    """
+    if weights is None or not weights.startswith(RECIPE):
+        return weights
+    return None if _untrained.get() else str(trained(weights.removeprefix(RECIPE), {}) / "model.safetensors")
 
 
 def load(given: list[Teacher], spec: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]:

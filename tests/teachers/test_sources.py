@@ -2,7 +2,11 @@
 
 import pytest
 import torch
+import yaml
 
+from kdzoo import registry
+from kdzoo.datamodules.fashion_mnist import FashionMNIST
+from kdzoo.image.supervised import Supervised
 from kdzoo.students.build import build
 from kdzoo.teachers.sources import Teacher, network_of
 
@@ -24,3 +28,17 @@ def test_a_checkpoint_gives_back_the_network(name, headless, tmp_path):
     image = torch.rand(2, 3, 32, 32)
     assert torch.equal(found.eval()(image), network(image))
     assert scores == {}
+
+
+def test_a_student_starts_from_what_a_recipe_trains(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDZOO_CACHE", str(tmp_path / "cache"))
+    recipe = yaml.safe_load(registry.find_config("supervised_tiny").read_text())
+    recipe["trainer"] = {"accelerator": "cpu", "max_epochs": -1, "max_steps": 2}
+    (tmp_path / "start.yaml").write_text(yaml.safe_dump(recipe))
+    method = Supervised(student="cnn_14k", weights=f"recipe:{tmp_path / 'start.yaml'}")
+    assert registry.recipes_in({"model": {"weights": method.weights}}) == {str(tmp_path / "start.yaml")}
+    method.prepare()
+    method.build_for(FashionMNIST().spec)
+    trained, _ = network_of(Teacher(recipe=str(tmp_path / "start.yaml")), FashionMNIST().spec)
+    image = torch.rand(4, 1, 28, 28)
+    assert torch.equal(method.student.eval()(image), trained.eval()(image))
