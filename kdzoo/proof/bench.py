@@ -24,11 +24,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from kdzoo.errors import UsageError, UserError, near
 from kdzoo.files import write_text
-from kdzoo.proof.criteria import COSTS, config_sha256, evaluate, finite
+from kdzoo.proof.criteria import COSTS, TEACHER, config_sha256, evaluate, finite
 from kdzoo.proof.table import markdown, show
 from kdzoo.registry import find_config
 
-TEACHER = "teacher"  # the built-in arm: no run of its own, its scores stand in the other arms' results
 KEYS = {"metrics": list, "seeds": list, "arms": dict, "criteria": list, "rows": list}
 Check = Callable[[object, str], None]  # complains unless the condition holds
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}  # how a line is printed

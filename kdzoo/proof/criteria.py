@@ -17,6 +17,7 @@ import yaml
 
 from kdzoo import registry
 
+TEACHER = "teacher"  # the built-in arm: no run of its own, its scores stand in the other arms' results
 # What a run costs, as its result.json names it; a bench may list these under `metrics` too.
 COSTS = ("train_seconds", "cpu_seconds", "peak_mb", "trainable_params")
 

@@ -3,6 +3,8 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console
@@ -10,7 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdzoo.errors import UserError
-from kdzoo.proof.criteria import COSTS, compare, config_sha256
+from kdzoo.proof.criteria import COSTS, TEACHER, compare, config_sha256
+
+ALIKE = 3  # so many benches with the same runs of a baseline are one table
 
 
 def show(console: Console, recorded: Mapping[str, Any]) -> None:
@@ -41,14 +45,36 @@ def show(console: Console, recorded: Mapping[str, Any]) -> None:
         console.print(f"{describe(recorded, row)}: {effect(recorded, row)}", markup=False, highlight=False)
 
 
-def markdown(family: str | None, names: Sequence[str] = ()) -> str:
-    """Write the README's table: a line for each recorded `*_bench.json`, of one `family` or all, of `names` or all."""
+@dataclass(frozen=True)
+class Proof:
+    """A recorded result, and what the page says of it: `verdict` is `outdated` where its config has changed since."""
+
+    name: str
+    family: str
+    paper: str
+    verdict: str
+    recorded: Mapping[str, Any]
+
+    @property
+    def subject(self) -> str:
+        """The arm that is to show something."""
+        return str(self.recorded["criteria"][0]["left"])
+
+    @property
+    def reference(self) -> str:
+        """The arm that it is compared with first."""
+        row = self.recorded["criteria"][0]
+        return str(row["minus"] if "minus" in row else row["ratio_to"])
+
+
+def proofs(family: str | None, names: Sequence[str] = ()) -> list[Proof]:
+    """Read each recorded `*_bench.json`, of one `family` or all, of `names` or all; in the order of the families."""
     from kdzoo.card import read_card
     from kdzoo.registry import METHODS, config_files, entries
 
     methods = entries(METHODS)
-    lines = ["| method | paper | arms | difference [95 %] | proof |", "|---|---|---|---|---|"]
-    for stem, path in sorted(config_files().items()):
+    found = []
+    for stem, path in config_files().items():
         file, name = path.with_suffix(".json"), stem.removesuffix("_bench")
         if not stem.endswith("_bench") or not file.exists() or (names and name not in names):
             continue
@@ -57,16 +83,79 @@ def markdown(family: str | None, names: Sequence[str] = ()) -> str:
             card = read_card(methods[recorded["method"]]).card if recorded["method"] in methods else None
         except UserError:  # a plugin's unreadable source costs its title, not the table
             card = None
-        if family and (card is None or card.family != family):
-            continue
+        said = verdict(recorded) if recorded["config_sha256"] == config_sha256(path) else "outdated"
+        paper = (
+            f"[{card.title}](https://arxiv.org/abs/{card.arxiv})" if card and card.arxiv else card.title if card else ""
+        )
+        found.append(Proof(name, card.family if card else "other", paper, said, recorded))
+    return sorted((proof for proof in found if family in (None, proof.family)), key=lambda p: (p.family, p.name))
+
+
+def markdown(family: str | None, names: Sequence[str] = ()) -> str:
+    """Write the README's tables of recorded results.
+
+    For each family: one for the methods that were compared with the very same runs of a baseline, if there are three
+    such or more, and one with a line for each other bench.
+    """
+    parts = []
+    for name, found in groupby(proofs(family, names), lambda proof: proof.family):
+        alike: dict[str, list[Proof]] = {}
+        for proof in found:
+            baseline = [proof.reference, proof.recorded["seeds"], proof.recorded["arms"][proof.reference]["values"]]
+            alike.setdefault(json.dumps(baseline), []).append(proof)
+        parts.append(f"### {name}")
+        parts += [side_by_side(group) for group in alike.values() if len(group) >= ALIKE]
+        alone = [proof for group in alike.values() if len(group) < ALIKE for proof in group]
+        if alone:
+            parts.append(one_by_one(sorted(alone, key=lambda proof: proof.name)))
+    return "\n\n".join(parts)
+
+
+def side_by_side(group: Sequence[Proof]) -> str:
+    """Write a table with a line for each common baseline and each method; costs are CPU-seconds over the first's."""
+    first = group[0]
+    metrics, reference = first.recorded["metrics"], first.reference
+    heads = (f"- {reference} [95 %]", "cost", "further", "proof")
+    lines = [[f"method ({len(first.recorded['seeds'])} seeds)", *metrics, *heads]]
+
+    def line(name: str, arm: str, proof: Proof, rows: Sequence[Mapping[str, Any]], said: str) -> list[str]:
+        found = proof.recorded
+        gain = {"metric": metrics[0], "left": arm, "minus": reference}
+        further = "<br>".join(f"{row.get('label') or describe(found, row)}: {effect(found, row)}" for row in rows)
+        cost = found["arms"][arm]["cpu_seconds"] / found["arms"][reference]["cpu_seconds"]
+        scores = (spread(found, arm, metric) for metric in metrics)
+        return [name, *scores, "" if arm == reference else effect(found, gain), f"{cost:.2f}", further, said]
+
+    def values(proof: Proof, arm: str) -> Any:
+        return proof.recorded["arms"].get(arm, {}).get("values")
+
+    for arm in first.recorded["arms"]:
+        if arm != TEACHER and all(values(proof, arm) == values(first, arm) for proof in group):
+            lines.append(line(arm, arm, first, [], ""))
+    for proof in sorted(group, key=lambda p: -(p.recorded["arms"][p.subject]["mean"][metrics[0]] or -math.inf)):
+        rows = [*proof.recorded["criteria"][1:], *proof.recorded["rows"]]
+        lines.append(line(proof.name, proof.subject, proof, rows, proof.verdict))
+    return _table(lines)
+
+
+def one_by_one(found: Sequence[Proof]) -> str:
+    """Write a table with a line for each bench: its arms, its criteria and its further differences."""
+    lines = [["method", "paper", "arms", "difference [95 %]", "proof"]]
+    for proof in found:
+        recorded = proof.recorded
         metric = recorded["metrics"][0]
         arms = ", ".join(f"{arm} {spread(recorded, arm, metric)}" for arm in recorded["arms"])
-        shown = [*recorded["criteria"], *recorded["rows"]]
-        rows = [f"{describe(recorded, row)}: {effect(recorded, row)}" for row in shown]
-        proof = verdict(recorded) if recorded["config_sha256"] == config_sha256(path) else "outdated"
-        cells = [name, card.title if card else "", f"{metric}: {arms}", "<br>".join(rows), proof]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
+        rows = [
+            f"{describe(recorded, row)}: {effect(recorded, row)}" for row in [*recorded["criteria"], *recorded["rows"]]
+        ]
+        lines.append([proof.name, proof.paper, f"{metric}: {arms}", "<br>".join(rows), proof.verdict])
+    return _table(lines)
+
+
+def _table(lines: list[list[str]]) -> str:
+    """Markdown, of a head and lines."""
+    head, *rest = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return "\n".join([head, "|---" * len(lines[0]) + "|", *rest])
 
 
 def describe(recorded: Mapping[str, Any], row: Mapping[str, Any]) -> str:

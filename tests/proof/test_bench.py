@@ -1,3 +1,4 @@
+import copy
 import json
 import subprocess
 import sys
@@ -297,15 +298,39 @@ def test_markdown(configs, monkeypatch, capsys):
     monkeypatch.setattr(kdzoo.registry, "config_files", lambda: paths)
     capsys.readouterr()
     bench.main(["--table"])
-    row = capsys.readouterr().out.strip().split("\n")[2]
+    heading, _, *_, row = capsys.readouterr().out.strip().split("\n")
+    assert heading == "### image"
     assert row.startswith("| soft | ")
     assert "test/accuracy: ce 81.00 ± 1.00, kd 85.10 ± 1.10, teacher 90.00 ± 1.00" in row
     assert "kd - ce: +4.10 [+3.85, +4.35]<br>cpu_seconds: kd / ce: 1.100" in row
     assert row.endswith("| passed |")
-    assert table.markdown("no_such_family").count("\n") == 1
-    assert table.markdown(None, ["other"]).count("\n") == 1
+    assert table.markdown("no_such_family") == table.markdown(None, ["other"]) == ""
     (configs / "soft_tiny.yaml").write_text("model: {class_path: kd, init_args: {x: 2}}\n")
     assert table.markdown(None).endswith("| outdated |")
+
+
+def test_methods_with_the_same_runs_of_a_baseline_share_a_table(configs, monkeypatch):
+    import kdzoo.registry
+
+    bench.main(["soft"])
+    recorded = json.loads((configs / "soft_bench.json").read_text())
+    for gain in (1, 2):  # two more methods, of which the second is the best
+        arms = copy.deepcopy(recorded["arms"])
+        arms["kd"]["values"]["test/accuracy"] = [value + gain for value in arms["kd"]["values"]["test/accuracy"]]
+        arms["kd"]["mean"]["test/accuracy"] += gain
+        (configs / f"more{gain}_bench.json").write_text(json.dumps({**recorded, "arms": arms}))
+        (configs / f"more{gain}_bench.yaml").write_text((configs / "soft_bench.yaml").read_text())
+    paths = {path.stem: path for path in configs.glob("*.yaml")}
+    monkeypatch.setattr(kdzoo.registry, "config_files", lambda: paths)
+    heading, empty, names, line, *rows = table.markdown("image").split("\n")
+    assert (heading, empty) == ("### image", "")
+    assert names.startswith("| method (3 seeds) | test/accuracy | cpu_seconds | ")
+    assert [row.split(" | ")[0] for row in rows] == ["| ce", "| more2", "| more1", "| soft"]
+    assert "| 81.00 ± 1.00 | 3.0000 ± 0.0000 |  | 1.00 |  |  |" in rows[0]
+    assert "| 87.10 ± 1.10 | 3.3000 ± 0.0000 | +6.10 [+5.85, +6.35] | 1.10 | " in rows[1]
+    assert "cpu_seconds: kd / ce: 1.100" in rows[1]
+    assert "to the teacher: +2.90" in rows[1]
+    assert rows[1].endswith(" | passed |")
 
 
 def test_without_torch():
