@@ -41,7 +41,7 @@ class TAKD(Generations):
         temperature: T, what the logits are divided by.
         kd_weight: Weight of the term of the one above.
         ce_weight: Weight of the labels' term.
-        weights: Where the first assistant starts: a file, `pretrained`, or None (from scratch).
+        weights: Where the first assistant starts: a file, `pretrained`, `recipe:NAME`, or None (from scratch).
         optim: The optimizer and its schedule.
     """
 
