@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from kdzoo import __version__
 from kdzoo.errors import UserError
@@ -24,10 +25,18 @@ A classifier of {classes} kinds of nodes, trained by kdzoo {version}. It runs wi
 `x` is float32 [N, {features}], each row divided by its sum as in the training; `edge_index` int64 [2, E] has both
 directions of every edge. `config.json` names the classes.
 """
+POSITIONS = """
+The last {size} columns of `x` are the node's position: the rows of `position` in `positions.safetensors` are those of
+the nodes `index`. A node that is not among them has the mean of its neighbours' positions, or zeros.
+"""
 
 
 def export_node_network(
-    network: Any, spec: dict[str, Any], folder: Path, scores: dict[str, float] | None = None
+    network: Any,
+    spec: dict[str, Any],
+    folder: Path,
+    scores: dict[str, float] | None = None,
+    positions: dict[str, Tensor] | None = None,
 ) -> list[str]:
     """Write a `NodeNetwork` into a folder, whole or not at all; an earlier export there is replaced.
 
@@ -36,9 +45,12 @@ def export_node_network(
         spec: The spec of the data that it was trained on.
         folder: Where to.
         scores: Its test scores.
+        positions: `position` float32 [n, D] of the nodes `index` int64 [n], where the network takes them after the
+            features.
 
     Returns:
-        The names of the files: `model.safetensors` (as torch_geometric names the weights), `config.json`, `README.md`.
+        The names of the files: `model.safetensors` (as torch_geometric names the weights), `config.json`, `README.md`,
+        and `positions.safetensors`.
     """
     config = {"network": network.name, "arguments": network.arguments, "spec": spec, "scores": scores or {}}
     with whole_folder(folder) as work:
@@ -54,6 +66,11 @@ def export_node_network(
             layer=network.constructor.partition("(")[0],
             inputs="x" if network.name == "mlp" else "x, edge_index",
         )
+        if positions is not None:
+            save_file(
+                {name: each.cpu().contiguous() for name, each in positions.items()}, work / "positions.safetensors"
+            )
+            text += POSITIONS.format(size=positions["position"].shape[1])
         (work / "README.md").write_text(text, encoding="utf-8")
         return sorted(path.name for path in work.iterdir())
 

@@ -1,5 +1,6 @@
 """Networks that classify the nodes of a graph: torch_geometric's own, by name."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -67,3 +68,19 @@ class NodeNetwork(nn.Module):
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
         """Features float32 [N, F] and edges int64 [E, 2] to logits [N, C]."""
         return self.network(x) if self.name == "mlp" else self.network(x, edges.T)
+
+    def forward_with(self, x: Tensor, edges: Tensor, taps: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The logits, and `hidden`: what the last hidden layer says before its norm and activation, [N, hidden].
+
+        Raises:
+            UserError: The network has no hidden layer, or there is another tap.
+        """
+        layers = getattr(self.network, "lins" if self.name == "mlp" else "convs", [])
+        if list(taps) != ["hidden"] or len(layers) < 2:
+            raise UserError(f"'{self.name}' with {self.arguments['layers']} layers has nothing at {list(taps)}.")
+        found: dict[str, Tensor] = {}
+        hook = layers[-2].register_forward_hook(lambda layer, inputs, output: found.update(hidden=output))
+        try:
+            return self(x, edges), found
+        finally:
+            hook.remove()

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from kdzoo.errors import UserError
 from kdzoo.export.node_network import read_node_network
 from kdzoo.graph.networks import NodeNetwork
 from kdzoo.spec import check_spec
@@ -31,4 +32,6 @@ def _network(teacher: sources.Teacher, spec: dict[str, Any]) -> tuple[NodeNetwor
     folder = train_recipe(teacher.recipe, teacher.set) if teacher.recipe else Path(str(teacher.checkpoint))
     network, config = read_node_network(folder, NodeNetwork)
     check_spec(config["spec"], spec, f"The teacher '{teacher.source}'")
+    if network.arguments["features"] != spec["features"]:
+        raise UserError(f"The teacher '{teacher.source}' takes positions of the nodes too: it can only be a student.")
     return network, config["scores"]
