@@ -18,9 +18,13 @@ def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Te
     total = real[0].new_zeros(())
     for a, b in zip(real, synthetic, strict=True):
         if a.ndim > 1:
-            a, b = a.flatten(1), b.flatten(1)  # [out, in]
-            total = total + (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)).sum()
+            total = total + row_distances(a.flatten(1), b.flatten(1)).sum()
     return total
+
+
+def row_distances(a: Tensor, b: Tensor) -> Tensor:
+    """1 - cosine similarity of the last axis of two tensors [..., D]: [...], 0 ... 2 each."""
+    return 1 - (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1) + 1e-6)
 
 
 def distribution_loss(real: Tensor, synthetic: Tensor) -> Tensor:
