@@ -4,7 +4,7 @@
                     log sigmoid(u_i . v_j) + sum over `negatives` nodes k of log sigmoid(-u_i . v_k)
 
 A node's window is drawn anew each time, 1 ... `window`, and k in proportion to degree^0.75. Source: Perozzi et al.,
-arXiv 1403.6652, with the negative sampling of Mikolov et al., arXiv 1310.4546, in place of its hierarchical softmax, and
+arXiv 1403.6652, with the negative sampling of Mikolov et al., arXiv 1310.4546, in place of hierarchical softmax, and
 Adam.
 """
 
