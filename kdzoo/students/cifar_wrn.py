@@ -85,7 +85,8 @@ def _register(name: str, blocks: int, factor: int) -> None:
     register_model(entry)
 
 
-NETWORKS = {f"cifar_wrn_{depth}_{factor}": ((depth - 4) // 6, factor) for depth in (16, 40) for factor in (1, 2)}
+SHAPES = ((16, 1), (16, 2), (40, 1), (40, 2), (16, 10), (28, 20))  # depth, factor
+NETWORKS = {f"cifar_wrn_{depth}_{factor}": ((depth - 4) // 6, factor) for depth, factor in SHAPES}
 default_cfgs = generate_default_cfgs({name: record((3, 32, 32), "conv1") for name in NETWORKS})
 for _name, (_blocks, _factor) in NETWORKS.items():
     _register(_name, _blocks, _factor)
