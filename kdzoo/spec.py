@@ -6,7 +6,7 @@ from typing import Any
 from kdzoo.errors import UserError
 
 # What a network is shaped by. The other keys of a spec describe the data (names, statistics, batch keys).
-DESCRIPTIVE = {"class_names", "mean", "std", "keys"}
+DESCRIPTIVE = {"class_names", "mean", "std", "keys", "labelled"}
 # What data of a modality are, in words, and a data module of them.
 EXAMPLES = {
     "image": "images, such as fashion_mnist",

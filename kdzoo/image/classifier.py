@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.functional.classification import binary_calibration_error
 
 from kdzoo.console import count
+from kdzoo.errors import UserError
 from kdzoo.export.image import export_image_network
 from kdzoo.files import write_text
 from kdzoo.method import Method
@@ -58,7 +59,14 @@ class Classifier(Method):
         self.make_student(spec)
         if self.teachers:
             self.teacher, self._teacher_summary = sources.load(self.teachers, spec)
-        self.val_scores, self.test_scores = _scores(classes), _scores(classes)
+        labelled = spec.get("labelled", True)
+        if (
+            not labelled
+            and type(self).predictions_of_teacher is Classifier.predictions_of_teacher
+            and not self.teachers
+        ):
+            raise UserError(f"{type(self).__name__} has no teacher, and these data have no labels: give data that do.")
+        self.val_scores, self.test_scores = _scores(classes, labelled), _scores(classes, labelled)
         self.confusion = MulticlassConfusionMatrix(classes)
         self.seen: dict[str, list[Tensor]] = {}
 
@@ -88,11 +96,12 @@ class Classifier(Method):
     # ------------------------------------------------------------------------------------------------ evaluation
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Log accuracy, nll and ece of the validation part."""
-        self._evaluate(batch, "val")
+        """Log accuracy, nll and ece of the validation part; of data without labels the agreement with the teacher."""
+        self._evaluate(self._labelled(batch), "val")
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Log accuracy, nll and ece of the test part, and remember the predictions for the pictures."""
+        """Log the same of the test part, and remember the predictions for the pictures."""
+        batch = self._labelled(batch)
         logits = self._evaluate(batch, "test")
         confidence, predicted = logits.softmax(1).max(1)
         self.confusion.update(predicted, batch["label"])
@@ -134,11 +143,23 @@ class Classifier(Method):
     def _evaluate(self, batch: dict[str, Tensor], part: str) -> Tensor:
         logits = self.student(batch["image"]).float()  # [B, C]
         scores: Any = self.val_scores if part == "val" else self.test_scores
-        scores["accuracy"].update(logits, batch["label"])
-        scores["ece"].update(logits.softmax(1), batch["label"])
-        scores["nll"].update(cross_entropy(logits, batch["label"]), len(logits))
+        if "agreement" in scores:
+            scores["agreement"].update(logits, batch["label"])
+        else:
+            scores["accuracy"].update(logits, batch["label"])
+            scores["ece"].update(logits.softmax(1), batch["label"])
+            scores["nll"].update(cross_entropy(logits, batch["label"]), len(logits))
         self.log_dict({f"{part}/{name}": score for name, score in scores.items()}, prog_bar=part == "val")
         return logits
+
+    def predictions_of_teacher(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the class that the teacher sees in each image, int64 [B]."""
+        return self.teacher(batch).argmax(1)
+
+    def _labelled(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        if (self.spec or {}).get("labelled", True):
+            return batch
+        return {**batch, "label": self.predictions_of_teacher(batch)}
 
     def _remember(self, **tensors: Tensor) -> None:
         for name, tensor in tensors.items():
@@ -167,7 +188,9 @@ class Classifier(Method):
         return export_image_network(self.student, dict(self.spec or {}), folder, scores)
 
 
-def _scores(classes: int) -> nn.ModuleDict:
+def _scores(classes: int, labelled: bool) -> nn.ModuleDict:
+    if not labelled:
+        return nn.ModuleDict({"agreement": Percent(classes, average="micro")})
     return nn.ModuleDict(
         {"accuracy": Percent(classes, average="micro"), "nll": MeanMetric(), "ece": PercentError(classes, n_bins=15)}
     )

@@ -18,6 +18,7 @@ import kdzoo.students.small_cnn
 import kdzoo.students.small_vit  # noqa: F401 - the four register their networks with timm
 from kdzoo.errors import UserError, near
 from kdzoo.students.network import ImageNetwork
+from kdzoo.students.packaged import packaged, with_timms_names
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,8 @@ def build(name: str, spec: dict[str, Any], weights: str | None = None) -> ImageN
     Args:
         name: a name of timm's registry ("resnet18", "vit_small_patch16_224.augreg_in1k"), kdzoo's own among them.
         spec: the data: `classes`, `channels`, `image_size`, and `mean` and `std` of the data.
-        weights: None (random), "pretrained" (timm's download), or the path of a .safetensors, .pth or .pt file with a
+        weights: None (random), "pretrained" (of a package, `kdzoo.students.packaged`, else timm's download), or the
+            path of a .safetensors, .pth or .pt file with a
             state dict. With weights the normalisation is theirs: of the `config.json` beside the file if there is
             one, else of timm's record; without, it is the data's.
 
@@ -48,12 +50,14 @@ def build(name: str, spec: dict[str, Any], weights: str | None = None) -> ImageN
     if weights is None:
         network = _create(name, spec, num_classes=spec["classes"], **options)
         return _tried(ImageNetwork(name, network, spec["mean"], spec["std"]), spec)
-    if weights == "pretrained":
+    package = packaged(name) if weights == "pretrained" else None
+    if weights == "pretrained" and package is None:
         network = _create(name, spec, num_classes=spec["classes"], pretrained=True, **options)
         found = config["num_classes"]
     else:
-        path = Path(weights)
-        state = without_decoder(read_state(path))
+        path = package or Path(weights)
+        state = read_state(path)
+        state = with_timms_names(state, name) if package else without_decoder(state)
         config |= _saved_config(path.with_name("config.json"))
         found = _head_classes(state, config.get("classifier"))
         network = _create_from(state, path, name, spec, input_size=config["input_size"], num_classes=found, **options)

