@@ -5,6 +5,7 @@ then a test view.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,7 +106,10 @@ def read_camera(entry: dict[str, Any], size: tuple[int, int] | None, path: Path)
         fy = float(entry.get("fl_y", fx))
         return Camera(width, height, fx, fy, float(entry.get("cx", width / 2)), float(entry.get("cy", height / 2)))
     if "camera_angle_x" in entry:
-        return Camera.with_angle(width, height, float(entry["camera_angle_x"]))
+        angle = float(entry["camera_angle_x"])
+        if not 0 < angle < math.pi:
+            raise UserError(f"{path} has camera_angle_x={angle:g}: it must lie between 0 and pi (radians).")
+        return Camera.with_angle(width, height, angle)
     raise UserError(f"{path} has no intrinsics: add camera_angle_x (radians), or fl_x, fl_y, cx, cy, w and h (pixels).")
 
 

@@ -61,6 +61,8 @@ class ColmapScene(PosedImages):
             raise UserError(f"{self.sparse} has no points or no images: let COLMAP make the model again.")
         centre = np.median(points, 0)
         reach = float(np.quantile(np.abs(points - centre).max(1), INSIDE))
+        if not 0 < reach < np.inf:
+            raise UserError(f"The points of {self.sparse} have no extent: let COLMAP make the model again.")
         if self.fits:
             self.scale = 0.95 * self.bound / reach
         elif reach * self.scale > self.bound:
@@ -71,6 +73,10 @@ class ColmapScene(PosedImages):
             )
         poses = torch.stack([pose_of(frame, centre) for frame in frames])
         paths = [self.root / self.images / frame["name"] for frame in frames]
+        if missing := {frame["camera"] for frame in frames} - cameras.keys():
+            raise UserError(
+                f"{self.sparse} has images of camera {min(missing)} and no such camera: its files are of two models."
+            )
         own = [cameras[frame["camera"]] for frame in frames]
         views = Views(paths, poses, own if len(set(own)) > 1 else own[:1])
         train, test = split(views)
@@ -186,7 +192,7 @@ def binary_cameras(content: bytes) -> dict[int, Camera]:
     found = {}
     for _ in range(read("Q")[0]):
         number, model, width, height = read("iiQQ")
-        if model >= len(MODELS):
+        if not 0 <= model < len(MODELS):
             make_camera("model with number " + str(model), width, height, [])
         found[number] = make_camera(MODELS[model], width, height, list(read(f"{PARAMETERS[model]}d")))
     return found

@@ -59,7 +59,7 @@ class LLFFScene(PosedImages):
         if not folder.is_dir():
             raise UserError(f"There is no folder {folder}: give data.images, the folder of the images in {self.root}.")
         paths = image_files(folder)
-        if len(paths) != len(rows):
+        if len(paths) != len(rows) or not paths:
             raise UserError(
                 f"{file} has {len(rows)} poses, and {folder} {len(paths)} images: both must be of the same photographs."
             )

@@ -47,6 +47,9 @@ class NSVFScene(PosedImages):
         paths = image_files(folder)
         box = numbers(self.root / "bbox.txt", 6)[:6]
         low, high = box[:3], box[3:6]
+        if not paths or not (high > low).all():
+            what = f"{folder} has no images" if not paths else f"The box of {self.root / 'bbox.txt'} is empty"
+            raise UserError(f"{what}: a scene in NSVF's layout has some, and a box (least x y z, largest x y z).")
         centre, scale = (low + high) / 2, 2 * self.bound / float((high - low).max())
         width, height = image_size(paths[0])
         matrix = numbers(self.root / "intrinsics.txt", 4)

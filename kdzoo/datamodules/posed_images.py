@@ -1,6 +1,7 @@
 """`PosedImages`: photographs of one scene from known cameras, given as rays."""
 
 import hashlib
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -240,6 +241,12 @@ class PosedImages(LightningDataModule):
                 f"The camera of {views.paths[number]} is not rigid (its matrix is no rotation and shift): mend the "
                 "file of poses."
             )
+        for path, camera in zip(views.paths, views.cameras):  # one for all, or one for each
+            if min(camera.width, camera.height) < 1 or not all(0 < each < math.inf for each in (camera.fx, camera.fy)):
+                raise UserError(
+                    f"The camera of {path} has focal lengths of {camera.fx:g} and {camera.fy:g} pixels for "
+                    f"{camera.width} x {camera.height}: all must be positive; mend the file of cameras."
+                )
         views.poses = views.poses.clone()
         views.poses[:, :3, 3] *= self.scale
 

@@ -1,6 +1,8 @@
 """A radiance field as a folder: its weights, a turn around the scene, distances, and a coloured mesh."""
 
 import json
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,13 +22,15 @@ from kdzoo.files import whole, whole_folder
 from kdzoo.metrics.views import depth_picture
 
 MILLISECONDS = 60  # of a picture of the turntable
+VIDEO_SECONDS = 300  # after which ffmpeg is given up
 STRIP = 8  # pictures of the strip
 LARGEST = 0.05  # components of the mesh with a smaller share of the largest one's faces are left out
 CHUNK = 2**16
 
 README = """# Radiance field ({field}), exported by kdzoo {version}
 
-- `turntable.gif`, `strip.png`: a turn around the scene; `depth/`: distances, near ones dark.
+- `turntable.gif`, `strip.png`, and `turntable.mp4` where ffmpeg is installed: a turn around the scene; `depth/`:
+  distances, near ones dark.
 - `mesh.ply`, `mesh.obj`: the surface where the density is {density:g}, with a colour at every vertex.
 - `field.safetensors`, `config.json`: weights and sizes. Positions lie in [-{bound:g}, {bound:g}]^3; poses are camera to
   world, x to the right, y up, the view along -z.
@@ -209,15 +213,37 @@ def export_radiance(
 
 
 def write_turntable(folder: Path, views: list[Any]) -> None:
-    """Write `turntable.gif`, `strip.png` and `depth/`."""
-    pictures = [Image.fromarray(bytes_of(view.rgb)) for view in views]
-    first, *others = (picture.quantize(128) for picture in pictures)
+    """Write `turntable.gif`, `strip.png` and `depth/`, and `turntable.mp4` where ffmpeg is installed."""
+    pictures = [bytes_of(view.rgb) for view in views]
+    first, *others = (Image.fromarray(picture).quantize(128) for picture in pictures)
     first.save(folder / "turntable.gif", save_all=True, append_images=others, duration=MILLISECONDS, loop=0)
+    if program := shutil.which("ffmpeg"):
+        write_video(program, folder / "turntable.mp4", pictures)
     shown = views[:: max(1, len(views) // STRIP)][:STRIP]
     strip = torch.cat([view.rgb for view in shown], 1)
     Image.fromarray(bytes_of(strip)).save(folder / "strip.png")
     named = {f"{number:02d}": (view.rgb, view.depth, view.opacity) for number, view in enumerate(shown)}
     write_views(folder / "depth", named)
+
+
+def write_video(program: str, path: Path, pictures: list[np.ndarray]) -> None:
+    """Let ffmpeg, a program of its own, write pictures uint8 [H, W, 3] as a video; if it fails there is none.
+
+    The codec is whatever it was built with for MP4. Sides must be even for most, so a white row or column is added.
+    """
+    height, width = pictures[0].shape[:2]
+    given = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{1000 / MILLISECONDS:.3f}"]
+    wanted = ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2:color=white", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
+    command = [program, "-y", "-loglevel", "error", *given, "-i", "-", *wanted, str(path)]
+    content = b"".join(picture.tobytes() for picture in pictures)
+    try:
+        done = subprocess.run(command, input=content, capture_output=True, timeout=VIDEO_SECONDS)
+        said = "" if done.returncode == 0 else done.stderr.decode(errors="replace").strip() or f"exit {done.returncode}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        said = str(error)
+    if said:  # the GIF is there all the same
+        path.unlink(missing_ok=True)
+        say("video", f"none: ffmpeg failed: {said.splitlines()[-1][:160]}")
 
 
 def read_radiance(folder: Path, make: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import struct
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from kdzoo.datamodules.blender_scene import BlenderScene
 from kdzoo.datamodules.cameras import SpherePrior, rays
@@ -83,6 +85,9 @@ def test_two_ranks_share_out_a_batch(scene):
         (lambda c: c.pop("camera_angle_x"), "has no intrinsics: add camera_angle_x"),
         (lambda c: c.update(k1=0.1), "lens distortion .k1."),
         (lambda c: c.pop("frames"), "is no file of cameras"),
+        (lambda c: c.update(frames=[]), "is no file of cameras"),
+        (lambda c: c.update(camera_angle_x=0), r"camera_angle_x=0: it must lie between 0 and pi"),
+        (lambda c: c.update(fl_x=0, w=SIZE, h=SIZE), r"focal lengths of 0 and 0 pixels for 16 x 16"),
     ],
 )
 def test_bad_files_of_cameras(scene, change, message):
@@ -109,36 +114,63 @@ def test_bad_images_and_boxes(scene, capsys):
     assert next(iter(data.train_dataloader()))["background"].eq(1).all()
 
 
+def write_colmap(folder, train, kind):
+    """The training views as COLMAP would write them, as text or in its binary form."""
+    model, camera = folder / "sparse" / "0", train.camera(0)
+    for each in (folder / "images", model):
+        each.mkdir(parents=True)
+    inner, points = (camera.fx, camera.fy, camera.cx, camera.cy), [(-1.0, -1.0, -1.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)]
+    frames = []
+    for number, (path, pose) in enumerate(zip(train.paths, train.poses.double().numpy())):
+        shutil.copy(path, folder / "images" / f"{number}.png")
+        world = np.linalg.inv(pose @ np.diag([1.0, -1, -1, 1]))
+        x, y, z, w = Rotation.from_matrix(world[:3, :3]).as_quat()
+        frames.append((number + 1, (w, x, y, z, *world[:3, 3]), f"{number}.png"))
+    if kind == "text":
+        words = " ".join(map(str, inner))
+        (model / "cameras.txt").write_text(f"# comment\n1 PINHOLE {SIZE} {SIZE} {words}\n")
+        lines = [f"{number} {' '.join(map(str, pose))} 1 {name}\n\n" for number, pose, name in frames]
+        (model / "images.txt").write_text("".join(lines))
+        lines = [f"{i} {' '.join(map(str, point))} 0 0 0 0\n" for i, point in enumerate(points)]
+        (model / "points3D.txt").write_text("".join(lines))
+        return
+    # Little-endian; each image ends with its 2D points (x, y, number), each point with its track (image, 2D point).
+    (model / "cameras.bin").write_bytes(struct.pack("<QiiQQ4d", 1, 1, 1, SIZE, SIZE, *inner))
+    content = struct.pack("<Q", len(frames))
+    for number, pose, name in frames:
+        seen = number % 3
+        content += struct.pack("<I7dI", number, *pose, 1) + name.encode() + b"\0" + struct.pack("<Q", seen)
+        content += seen * struct.pack("<2dq", 1.5, 2.5, -1)
+    (model / "images.bin").write_bytes(content)
+    content = struct.pack("<Q", len(points))
+    for number, point in enumerate(points):
+        content += struct.pack("<Q3d3Bd", number, *point, 9, 9, 9, 0.5) + struct.pack("<Q", number)
+        content += number * struct.pack("<2I", 1, 2)
+    (model / "points3D.bin").write_bytes(content)
+
+
 def test_other_layouts_agree_with_blenders(scene, tmp_path):
-    """The training views of one scene, written as COLMAP and NSVF would: the same rays."""
+    """The training views of one scene, written as COLMAP (text and binary) and NSVF would: the same rays."""
     reference = blender(scene)
     reference.setup()
     train = reference.cameras().train
     camera, flip = train.camera(0), np.diag([1.0, -1, -1, 1])
-    colmap, nsvf = tmp_path / "colmap", tmp_path / "nsvf"
-    for folder in (colmap / "images", colmap / "sparse" / "0", nsvf / "rgb", nsvf / "pose"):
+    colmap, binary, nsvf = tmp_path / "colmap", tmp_path / "binary", tmp_path / "nsvf"
+    write_colmap(colmap, train, "text")
+    write_colmap(binary, train, "binary")
+    for folder in (nsvf / "rgb", nsvf / "pose"):
         folder.mkdir(parents=True)
-    lines = []
     for number, (path, pose) in enumerate(zip(train.paths, train.poses.double().numpy())):
-        shutil.copy(path, colmap / "images" / f"{number}.png")
-        world = np.linalg.inv(pose @ flip)
-        x, y, z, w = (
-            __import__("scipy.spatial.transform", fromlist=["Rotation"]).Rotation.from_matrix(world[:3, :3]).as_quat()
-        )
-        lines.append(f"{number + 1} {w} {x} {y} {z} {' '.join(map(str, world[:3, 3]))} 1 {number}.png\n\n")
         name = f"{int(number == 8)}_{number}"
         shutil.copy(path, nsvf / "rgb" / f"{name}.png")
         np.savetxt(nsvf / "pose" / f"{name}.txt", pose @ flip)
-    inner = f"{camera.fx} {camera.fy} {camera.cx} {camera.cy}"
-    (colmap / "sparse" / "0" / "cameras.txt").write_text(f"# comment\n1 PINHOLE {SIZE} {SIZE} {inner}\n")
-    (colmap / "sparse" / "0" / "images.txt").write_text("".join(lines))
-    (colmap / "sparse" / "0" / "points3D.txt").write_text("1 -1 -1 -1 0 0 0 0\n2 0 0 0 0 0 0 0\n3 1 1 1 0 0 0 0\n")
     (nsvf / "bbox.txt").write_text("-1 -1 -1 1 1 1 0.1\n")
     np.savetxt(
         nsvf / "intrinsics.txt",
         [[camera.fx, 0, camera.cx, 0], [0, camera.fy, camera.cy, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
     )
-    for other in (ColmapScene(str(colmap), scale=1.0, bound=1.1, validation=0), NSVFScene(str(nsvf), validation=0)):
+    as_colmap = [ColmapScene(str(folder), scale=1.0, bound=1.1, validation=0) for folder in (colmap, binary)]
+    for other in (*as_colmap, NSVFScene(str(nsvf), validation=0)):
         other.setup()
         found = other.cameras()
         for views in (found.train, found.test):
@@ -152,6 +184,51 @@ def test_other_layouts_agree_with_blenders(scene, tmp_path):
     (nsvf / "intrinsics.txt").unlink()
     with pytest.raises(UserError, match=r"There is no .*intrinsics.txt"):
         NSVFScene(str(nsvf)).setup()
+    (nsvf / "bbox.txt").write_text("1 1 1 -1 -1 -1\n")
+    with pytest.raises(UserError, match=r"The box of .*bbox.txt is empty"):
+        NSVFScene(str(nsvf)).setup()
+    shutil.rmtree(nsvf / "rgb")
+    (nsvf / "rgb").mkdir()
+    with pytest.raises(UserError, match="has no images"):
+        NSVFScene(str(nsvf)).setup()
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("images", lambda content: content[:-9], "images.bin is no part of COLMAP's model .* make it again"),
+        ("images", lambda content: content[:30], "images.bin is no part of COLMAP's model"),
+        ("images", lambda content: struct.pack("<Q", 0), "has no points or no images"),
+        ("images", lambda content: content.replace(b"3.png", b"x.png"), "There is no image .*x.png"),
+        ("cameras", lambda content: content[:-1], "cameras.bin is no part of COLMAP's model"),
+        (
+            "cameras",
+            lambda content: struct.pack("<QiiQQ4d", 1, 7, 1, 9, 9, 1, 1, 1, 1),
+            "images of camera 1 and no such",
+        ),
+        (
+            "cameras",
+            lambda content: struct.pack("<QiiQQ4d", 1, 1, 1, SIZE, SIZE, 0, 9, 8, 8),
+            "focal lengths of 0 and 9",
+        ),
+        ("cameras", lambda content: struct.pack("<QiiQQ8d", 1, 1, 4, 9, 9, *[0.1] * 8), "lens distortion: undistort"),
+        ("cameras", lambda content: struct.pack("<QiiQQ4d", 1, 1, 6, 9, 9, 1, 1, 1, 1), "lens distortion: undistort"),
+        ("points3D", lambda content: struct.pack("<Q", 0), "has no points or no images"),
+        ("points3D", lambda content: struct.pack("<QQ3d3BdQ", 1, 0, 1, 1, 1, 9, 9, 9, 0, 0), "have no extent"),
+        ("points3D", None, "There is no points3D.bin or points3D.txt"),
+    ],
+)
+def test_damaged_models_of_colmap(scene, tmp_path, file, change, message):
+    reference = blender(scene)
+    reference.setup()
+    write_colmap(tmp_path / "colmap", reference.cameras().train, "binary")
+    path = tmp_path / "colmap" / "sparse" / "0" / f"{file}.bin"
+    if change is None:
+        path.unlink()
+    else:
+        path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(UserError, match=message):
+        ColmapScene(str(tmp_path / "colmap"), validation=0).setup()
 
 
 def test_forward_facing_photographs_fill_the_box(tmp_path):
