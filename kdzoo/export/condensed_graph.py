@@ -31,6 +31,9 @@ were for the condensation: each row divided by its sum. Without any edge, every 
 {labels}
 """
 LISTED = '    edges, weight = graph["edges"].T, graph.get("weight")'
+NORMAL = """    matrix = graph["matrix"]  # as networks take it: normalize=False, add_self_loops=False
+    edges = matrix.nonzero().T
+    weight = matrix[edges[0], edges[1]]"""
 MATRIX = '    edges = graph["adjacency"].nonzero().T\n    weight = graph["adjacency"][edges[0], edges[1]]'
 HARD = "`label` are int64 class numbers; their names are in `graph.json`."
 SOFT = "`label` are float32 probabilities of each class; the names of the classes are in `graph.json`."
@@ -39,13 +42,17 @@ SOFT = "`label` are float32 probabilities of each class; the names of the classe
 def stored(graph: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
     """What is written of a graph: `x`, `label`, and `adjacency` [n, n] or `edges` [E, 2] with `weight` [E] if any.
 
+    A graph that has its normalised adjacency as `matrix` [n, n] is written with that alone.
+
     Args:
         graph: See `kdzoo.graph.reducers`.
         labels: Its labels: int64 [n], or probabilities [n, C].
     """
     size, edges = len(graph["x"]), graph["edges"]
     tensors = {"x": graph["x"].float(), "label": labels}
-    if "weight" in graph and len(edges) > DENSE * size**2:
+    if "matrix" in graph:
+        tensors["matrix"] = graph["matrix"].float()
+    elif "weight" in graph and len(edges) > DENSE * size**2:
         matrix = torch.zeros(size, size, device=edges.device)
         matrix[edges[:, 0], edges[:, 1]] = graph["weight"].float()
         tensors["adjacency"] = matrix
@@ -78,7 +85,7 @@ def export_condensed_graph(graph: dict[str, Tensor], labels: Tensor, facts: dict
         nodes=len(labels),
         method=facts["method"],
         version=__version__,
-        edges=MATRIX if "adjacency" in tensors else LISTED,
+        edges=NORMAL if "matrix" in tensors else MATRIX if "adjacency" in tensors else LISTED,
         labels=SOFT if labels.is_floating_point() else HARD,
     )
     with whole_folder(folder) as work:
@@ -90,7 +97,7 @@ def export_condensed_graph(graph: dict[str, Tensor], labels: Tensor, facts: dict
 
 
 def read_condensed_graph(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `export_condensed_graph` wrote: `x`, `edges`, `label` and `weight` if any; and the facts.
+    """Read what `export_condensed_graph` wrote: `x`, `edges`, `label`, `weight` and `matrix` if any; and the facts.
 
     Raises:
         UserError: There is no intact condensed graph in the folder.
@@ -107,8 +114,8 @@ def read_condensed_graph(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any
             raise ValueError("its labels are no probabilities of its classes")
         if not label.is_floating_point() and not ((label >= -1) & (label < spec["classes"])).all():
             raise ValueError(f"its labels are not classes 0 ... {spec['classes'] - 1}")
-        if "adjacency" in tensors:
-            adjacency = tensors.pop("adjacency")
+        if "adjacency" in tensors or "matrix" in tensors:
+            adjacency = tensors.pop("adjacency") if "adjacency" in tensors else tensors["matrix"]
             if adjacency.shape != (len(x), len(x)):
                 raise ValueError("its adjacency is no matrix of its nodes")
             tensors["edges"] = adjacency.nonzero()

@@ -41,8 +41,10 @@ def dense_adjacency(graph: Graph) -> Tensor:
 def matrix_of(graph: Graph) -> Tensor | None:
     """A_n of a graph, dense [N, N] or sparse; None for the identity, where there are no edges.
 
-    Row i gathers what comes to node i: the edges that end there.
+    Row i gathers what comes to node i: the edges that end there. A graph that has its A_n as `matrix` gives that.
     """
+    if "matrix" in graph:
+        return graph["matrix"]
     edges, weight = _edges(graph)
     size = len(graph["x"])
     if not len(edges):

@@ -19,6 +19,17 @@ from kdzoo.graph.experts import Experts, difficulty, share_of_nodes
 from kdzoo.graph.gcdm import GCDM, class_means
 from kdzoo.graph.gcond import GCond
 from kdzoo.graph.gcondx import GCondX
+from kdzoo.graph.gdem import (
+    GDEM,
+    block_basis,
+    class_directions,
+    eigenbasis,
+    features_by_mlp,
+    largest_component,
+    orthogonality,
+    outer_distance,
+    scipy_matrix,
+)
 from kdzoo.graph.geom import GEOM, corrected
 from kdzoo.graph.graph_reduction import GraphReduction
 from kdzoo.graph.matrix import MatrixNetwork, compact, matrix_of, normalise, propagate
@@ -276,6 +287,74 @@ def test_curriculum():
     graph = {"x": torch.zeros(4, 1), "edges": edges, "label": torch.tensor([0, 1, 0, -1])}
     two, third = np.log(2), -(2 / 3 * np.log(2 / 3) + 1 / 3 * np.log(1 / 3))
     assert difficulty(graph).tolist() == pytest.approx([third, two, 0.0, 0.0], abs=1e-6)
+
+
+# ----------------------------------------------------------------------------------------------------------- spectrum
+
+
+def test_eigenbasis_of_the_largest_component(data, monkeypatch):
+    data.setup()
+    graph = data.parts["train"]
+    matrix = scipy_matrix({key: graph[key] for key in ("x", "edges", "label")})
+    nodes = largest_component(matrix)
+    assert len(nodes) == 30  # the classes are the components
+    dense = np.eye(30) - matrix[nodes][:, nodes].toarray()
+    values, vectors = eigenbasis(matrix[nodes][:, nodes], 10, 0.75)
+    every = np.linalg.eigvalsh(dense)
+    np.testing.assert_allclose(values, [*every[:8], *every[-2:]], atol=1e-6)
+    np.testing.assert_allclose(dense @ vectors, values * vectors, atol=1e-5)
+    monkeypatch.setattr("kdzoo.graph.gdem.SMALL", 5)  # the solver for large graphs
+    again, sparse = eigenbasis(matrix[nodes][:, nodes], 10, 0.75)
+    np.testing.assert_allclose(again, values, atol=1e-5)
+    np.testing.assert_allclose(dense @ sparse, again * sparse, atol=1e-4)
+
+
+def test_gdem_against_its_equations():
+    torch.manual_seed(0)
+    a, b = (torch.nn.functional.normalize(torch.randn(3, 5), dim=1) for _ in range(2))
+    literal = sum(float((torch.outer(p, p) - torch.outer(q, q)).square().mean()) for p, q in zip(a, b)) / 3
+    assert float(outer_distance(a, b)) == pytest.approx(literal, rel=1e-5)
+    basis, values, x = torch.randn(6, 2), torch.tensor([0.1, 0.7]), torch.randn(6, 5)
+    label = torch.tensor([0, 2, 2, 0, -1, 2])
+    gathered = basis @ torch.diag(1 - values) @ basis.T @ x
+    expected = torch.stack([gathered[[0, 3]].mean(0), gathered[[1, 2, 5]].mean(0)])
+    found = class_directions(basis, values, x, label, torch.tensor([0, 2]))
+    torch.testing.assert_close(found, expected / expected.norm(dim=1, keepdim=True))
+    assert float(orthogonality(torch.eye(4)[:, :2])) == 0
+    assert float(orthogonality(2 * torch.eye(4)[:, :2])) == pytest.approx(18 / 4)
+    start = block_basis(torch.arange(12) % 3, 5)
+    torch.testing.assert_close(start.T @ start, torch.eye(5))
+
+
+def test_gdem_takes_turns_and_learns(data, tmp_path):
+    options = {"rate": 0.5, "eigenvectors": 8, "turns": (1, 1), "lr_eigenvectors": 0.01, "evaluation": QUICK}
+    first = fitted(GDEM(**options, init="random"), data)
+    second = fitted(GDEM(**options, init="random"), data, 2)
+    assert torch.equal(first.basis, second.basis)
+    assert not torch.equal(first.x, second.x)
+    longer = fitted(GDEM(**options, init="random", alpha=1.0), data, 40)
+    assert float(longer.terms["train/orthogonal"]) < 1e-3
+    matrix = longer.final_graph()["matrix"]
+    torch.testing.assert_close(matrix, matrix.T)
+    basis, values = longer.basis.detach(), longer.eigenvalues
+    torch.testing.assert_close(matrix, torch.eye(12) - basis @ torch.diag(values) @ basis.T)
+    facts = {"method": "GDEM", "spec": {"classes": 3, "features": 90, "class_names": ["0", "1", "2"]}}
+    export_condensed_graph(longer.final_graph(), longer.labels, facts, tmp_path / "export")
+    read, _ = read_condensed_graph(tmp_path / "export")
+    torch.testing.assert_close(matrix_of(read), matrix)
+    assert "normalize=False" in (tmp_path / "export" / "README.md").read_text()
+    assert size_in_bytes(longer.final_graph(), longer.labels) == 12 * 90 * 4 + 12 * 12 * 4 + 12 * 8
+
+
+def test_features_start_where_an_mlp_sees_the_classes():
+    torch.manual_seed(0)
+    x, label = torch.eye(12), torch.arange(12) % 3
+    wanted = torch.tensor([0, 1, 2, 2])
+    made = features_by_mlp(x, label, wanted)
+    assert made.shape == (4, 12)
+    for row, number in zip(made, wanted.tolist()):
+        own = row[label == number].mean()
+        assert own > max(row[label == other].mean() for other in range(3) if other != number)
 
 
 # --------------------------------------------------------------------------------------------------------- the result
