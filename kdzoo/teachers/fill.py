@@ -19,6 +19,7 @@ from kdzoo.errors import UserError
 from kdzoo.files import cache_dir
 from kdzoo.teachers.frozen import FrozenTeacher
 from kdzoo.teachers.recipe import used
+from kdzoo.teachers.sparse import IDS, VALUES, top
 from kdzoo.teachers.store import BLOCK, Store
 
 # What a data module has, so that a teacher's outputs on its training part can be kept.
@@ -106,6 +107,12 @@ class Filling:
         Raises:
             UserError: The store is damaged or stale, or there is no room for it.
         """
+        if self.keep.top_k:
+            self.classes = self.data.spec["classes"]
+            if self.keep.top_k >= self.classes:
+                raise UserError(
+                    f"top_k={self.keep.top_k} leaves out none of {self.classes} classes: give less or none."
+                )
         # What the teacher says now about some samples: tells the shapes, and whether a store is still of this teacher.
         rows = np.unique(np.linspace(0, self.samples - 1, min(PROBED, self.data.batch_size)).astype(int))
         live = next(self.outputs([(0, rows.tolist())]))
@@ -118,6 +125,8 @@ class Filling:
             "outputs": list(self.keep.outputs),
             "dtype": self.keep.dtype,
         }
+        if self.keep.top_k:
+            identity |= {"top_k": self.keep.top_k, "classes": self.classes}
         shapes = {output: values.shape[1:] for output, values in live.items()}
         about = f"{self.keep.name} on {type(self.data).__name__}"
         store = Store(cache_dir() / "stores", identity, shapes, about)
@@ -187,6 +196,8 @@ class Filling:
             asked = np.array([view * self.samples + row for row, view in islice(expected, size)])
             place = np.searchsorted(asked, (batch["view"] * self.samples + batch["index"]).cpu().numpy())
             values = {}
+            if self.keep.top_k and "logits" in found:
+                found[VALUES], found[IDS] = top(found.pop("logits"), self.keep.top_k)
             for output, tensor in found.items():
                 array = np.full((len(asked), *tensor.shape[1:]), np.nan, np.float32)
                 array[place] = tensor.float().cpu().numpy()
@@ -196,6 +207,8 @@ class Filling:
     def compare(self, store: Store, rows: np.ndarray, live: Outputs) -> None:
         """Refuse a store whose rows are not what the teacher says now."""
         for output, values in live.items():
+            if output == IDS:  # two classes that are as likely may change places on another device
+                continue
             stored = store.read(output, rows, np.zeros_like(rows)).astype(np.float32)
             apart = np.nanmax(np.abs(stored - values), initial=0)
             if not apart <= TOLERANCE * np.nanmax(np.abs(values), initial=0):
@@ -225,7 +238,7 @@ def check_room(store: Store, missing: list[tuple[int, int]]) -> None:
     if needed > free:
         raise UserError(
             f"The store needs {needed / 1e9:.2f} GB more in {store.folder}, and {free / 1e9:.2f} GB are free: "
-            "make room, set KDZOO_CACHE to another disk, or take fewer views or fp16."
+            "make room, set KDZOO_CACHE to another disk, or take fewer views, fp16 or top_k."
         )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdzoo.errors import UserError
+from kdzoo.teachers import sparse
 from kdzoo.teachers.store import Store
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -22,6 +23,7 @@ class Keep:
         dtype: `float32` (bit-equal to the live teacher on a CPU) or `float16`.
         views: Number of different views of a sample.
         outputs: `logits`, and taps.
+        top_k: Of the logits, only the largest so many and the sum of the rest (`kdzoo.teachers.sparse`); None: all.
         name: What the teacher is called.
         digest: A hash of the networks.
     """
@@ -29,6 +31,7 @@ class Keep:
     dtype: Literal["float32", "float16"]
     views: int
     outputs: tuple[str, ...]
+    top_k: int | None
     name: str
     digest: str
 
@@ -118,9 +121,18 @@ class FrozenTeacher(nn.Module):
 
     def _stored(self, batch: dict[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
         """The outputs from the batch, float32, if all of them are there; else nothing."""
-        keys = {output: f"{self.store.folder.name}/{output}" for output in outputs} if self.store else {}
-        there = all(key in batch for key in keys.values())
-        return {output: batch[key].float() for output, key in keys.items()} if there else {}
+        if self.store is None:
+            return {}
+        prefix, found = f"{self.store.folder.name}/", {}
+        for output in outputs:
+            if prefix + output in batch:
+                found[output] = batch[prefix + output].float()
+            elif output == "logits" and prefix + sparse.IDS in batch:
+                values, ids = batch[prefix + sparse.VALUES], batch[prefix + sparse.IDS]
+                found[output] = sparse.spread(values, ids, self.store.identity["classes"])
+            else:
+                return {}
+        return found
 
     @property
     def networks(self) -> tuple[Any, ...]:

@@ -37,6 +37,7 @@ class Teacher:
         store: Keep its outputs on the training part on disk and read them instead of running it, in this precision.
         views: With a store: how many different augmentations of a sample there are; as many as epochs is exact.
         outputs: What the store keeps: `logits`, and taps such as `pre_logits`. Whatever it lacks is computed.
+        top_k: With a store: keep only the largest so many probabilities of a sample, and spread the rest evenly.
     """
 
     recipe: str | None = None
@@ -48,6 +49,7 @@ class Teacher:
     store: Literal["fp32", "fp16"] | None = None
     views: int = 4
     outputs: tuple[str, ...] = ("logits",)
+    top_k: int | None = None
 
     @property
     def source(self) -> str:
@@ -76,7 +78,9 @@ def teachers(given: Teachers) -> list[Teacher]:
             raise UserError(f"The teacher '{each.timm}' has no weights: give teacher.weights, a file or 'pretrained'.")
         if each.views < 1 or not each.outputs:
             raise UserError("A teacher's views must be 1 or more, and its outputs must name something.")
-    for name in ("dtype", "store", "views", "outputs"):
+        if each.top_k is not None and (each.store is None or "logits" not in each.outputs or each.top_k < 1):
+            raise UserError("A teacher's top_k is for the logits of a store: give store and a top_k of 1 or more.")
+    for name in ("dtype", "store", "views", "outputs", "top_k"):
         if len({repr(getattr(each, name)) for each in listed}) > 1:
             raise UserError(f"Several teachers are averaged, so they share one {name}: give all of them the same.")
     return listed
@@ -168,7 +172,7 @@ def freeze(
     first, keep = given[0], None
     if first.store and not _untrained.get():
         dtype: Any = {"fp32": "float32", "fp16": "float16"}[first.store]
-        keep = Keep(dtype, first.views, tuple(first.outputs), summary["source"], digest.hexdigest())
+        keep = Keep(dtype, first.views, tuple(first.outputs), first.top_k, summary["source"], digest.hexdigest())
     return FrozenTeacher(networks, first.dtype, inputs, keep), summary
 
 

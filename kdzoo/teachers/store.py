@@ -23,6 +23,7 @@ import numpy as np
 
 from kdzoo.errors import UserError
 from kdzoo.files import write_text
+from kdzoo.teachers.sparse import IDS
 
 FORMAT = 1  # raise it when old stores can no longer be read
 BLOCK = 1024  # rows under one checksum
@@ -131,7 +132,8 @@ class Store:
 
     Args:
         folder: Where the stores are; this one's folder is named by the identity.
-        identity: All that decides the content, as JSON can write it. `samples` and `dtype` are among it.
+        identity: All that decides the content, as JSON can write it. `samples` and `dtype` are among it, and
+            `classes` where only the largest logits are kept.
         shapes: Output -> shape of a row.
         about: Whose outputs on what, for people.
     """
@@ -173,7 +175,13 @@ class Store:
     def rows(self, output: str, view: int) -> Rows:
         """The file of an output in a view."""
         path = self.folder / f"{_file_name(output)}-{view}.bin"
-        return Rows(path, self.identity["samples"], self.shapes[output], self.identity["dtype"])
+        return Rows(path, self.identity["samples"], self.shapes[output], self.dtype(output))
+
+    def dtype(self, output: str) -> str:
+        """Numpy's name of an output's element type."""
+        if output == IDS:
+            return "int16" if self.identity["classes"] <= 1 << 15 else "int32"
+        return str(self.identity["dtype"])
 
     def files(self, views: int) -> list[tuple[str, int]]:
         """Every (output, view) of the first `views` views."""
@@ -214,8 +222,8 @@ class Store:
             UserError: A value does not fit into the store's dtype.
         """
         for output, block in values.items():
-            with np.errstate(over="ignore"):
-                stored = block.astype(self.identity["dtype"])
+            with np.errstate(over="ignore", invalid="ignore"):  # NaN, for a gap, has no class
+                stored = block.astype(self.dtype(output))
             if np.isinf(stored).any():
                 raise UserError(f"The teacher's {output} do not fit into {self.identity['dtype']}: use store=fp32.")
             if not self.rows(output, view).path.exists():
@@ -232,7 +240,7 @@ class Store:
         first = int(view[0])
         if (view == first).all():  # a batch is of one epoch, and so of one view
             return self._mapped(output, first)[index]
-        values = np.empty((len(index), *self.shapes[output]), self.identity["dtype"])
+        values = np.empty((len(index), *self.shapes[output]), self.dtype(output))
         for each in np.unique(view):
             values[view == each] = self._mapped(output, int(each))[index[view == each]]
         return values

@@ -17,6 +17,7 @@ from kdzoo.export.image import export_image_network
 from kdzoo.image.fitnet import FitNet
 from kdzoo.image.kd import KD
 from kdzoo.students.build import build
+from kdzoo.teachers import sparse
 from kdzoo.teachers.frozen import FrozenTeacher
 from kdzoo.teachers.sources import Teacher, teachers
 from kdzoo.teachers.store import BLOCK, Store
@@ -224,6 +225,54 @@ def test_half_precision_is_close(exported):
         torch.testing.assert_close(stored[name], live[name], atol=2e-3, rtol=0)
 
 
+def test_the_largest_logits_keep_their_probabilities():
+    logits = 3 * torch.randn(6, 50, 2, generator=torch.Generator().manual_seed(0))
+    values, ids = sparse.top(logits, 4)
+    assert values.shape == (6, 5, 2)
+    full, kept = logits.softmax(1), sparse.spread(values, ids, 50).softmax(1)
+    for row in range(6):
+        for place in range(2):
+            best = full[row, :, place].argsort(descending=True)
+            assert best[:4].tolist() == ids[row, :, place].tolist()
+            torch.testing.assert_close(kept[row, best[:4], place], full[row, best[:4], place])
+            rest = full[row, best[4:], place].mean().expand(46)
+            torch.testing.assert_close(kept[row, best[4:], place], rest)
+
+
+def test_a_sparse_store(exported, cache):
+    """All classes but one are all of them; fewer are fewer bytes."""
+    live = fit(kd(exported[0]), small(views=1), steps=10)
+    stored = fit(kd(exported[0], store="fp32", views=1, top_k=9), small(), steps=10)
+    for name in live:
+        torch.testing.assert_close(stored[name], live[name], atol=1e-4, rtol=0)
+    count = Count()
+    fit(kd(exported[0], store="fp16", views=1, top_k=2), small(), steps=10, callbacks=(count,))
+    assert count.batches == 1 + 17
+    (folder,) = (path.parent for path in cache.glob("stores/*/store.json") if '"top_k": 2' in path.read_text())
+    store = Store.at(folder)
+    assert {output: (shape, store.dtype(output)) for output, shape in store.shapes.items()} == {
+        "logits.top": ((3,), "float16"),
+        "logits.ids": ((2,), "int16"),
+    }
+    assert sum(path.stat().st_size for path in folder.glob("*.bin")) == 1500 * (3 * 2 + 2 * 2) + 2 * 2 * 4
+    count = Count()
+    fit(kd(exported[0], store="fp16", views=1, top_k=2), small(), steps=10, callbacks=(count,))
+    assert count.batches == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"top_k": 3}, "top_k is for the logits of a store"),
+        ({"top_k": 0, "store": "fp16"}, "top_k is for the logits of a store"),
+        ({"top_k": 10, "store": "fp16", "views": 1}, "top_k=10 leaves out none of 10 classes"),
+    ],
+)
+def test_no_sparse_store(exported, options, words):
+    with pytest.raises(UserError, match=words):
+        fit(kd(exported[0], **options), small(), steps=2)
+
+
 def test_the_next_student_pays_nothing(exported, cache):
     first, second, more = Count(), Count(), Count()
     fit(kd(exported[0], store="fp16", views=2), small(), callbacks=(first,))
@@ -248,6 +297,7 @@ def test_no_more_views_than_epochs(exported):
         {"data": {"labelled": 1400}},
         {"teacher": {"dtype": "bfloat16"}},
         {"teacher": {"store": "fp32"}},
+        {"teacher": {"top_k": 3}},
     ],
 )
 def test_what_differs_has_a_store_of_its_own(exported, cache, other):
