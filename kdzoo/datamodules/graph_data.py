@@ -102,6 +102,8 @@ class GraphData(LightningDataModule):
         self, x: np.ndarray, edges: np.ndarray, label: np.ndarray, names: list[str]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
         """Check the graph; leave small classes, loops and repeated edges out."""
+        if not len(x):
+            raise UserError(f"{type(self).__name__}: the graph has no node: give another file.")
         if not np.isfinite(x).all():
             node = int((~np.isfinite(x)).any(1).argmax())
             raise UserError(f"{type(self).__name__}: node {node} has a feature that is not finite: mend the file.")
@@ -110,12 +112,17 @@ class GraphData(LightningDataModule):
                 f"{type(self).__name__}: an edge names node {strange[0]}, but the nodes are 0 to {len(x) - 1}: mend "
                 "the file."
             )
-        if label.max() >= len(names) or label.min() < -1:
+        if len(strange := label[(label < -1) | (label >= len(names))]):
             raise UserError(
-                f"{type(self).__name__}: label {label.max()} is outside the {len(names)} classes: mend the file."
+                f"{type(self).__name__}: label {strange[0]} is outside the {len(names)} classes: mend the file."
             )
         sizes = np.bincount(label[label >= 0], minlength=len(names))
         kept = [number for number, size in enumerate(sizes) if size >= max(1, self.smallest_class)]
+        if not kept:
+            raise UserError(
+                f"{type(self).__name__}: no class has smallest_class={self.smallest_class} nodes, the largest has "
+                f"{sizes.max(initial=0)}: give a smaller number."
+            )
         renumbered = np.full(len(names) + 1, -1)  # its last entry is that of label -1
         renumbered[kept] = np.arange(len(kept))
         stays = (label < 0) | (renumbered[label] >= 0)

@@ -46,7 +46,7 @@ class GraphNpz(GraphData):
     def load(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
         """Read the file."""
         x, edges, label = read_npz(self.path)
-        classes = int(label.max()) + 1
+        classes = int(label.max(initial=-1)) + 1
         if self.features not in (None, x.shape[1]) or self.classes not in (None, classes):
             raise UserError(
                 f"'{self.path}' has {x.shape[1]} features and {classes} classes, and the arguments say "

@@ -102,6 +102,9 @@ def test_small_classes_are_left_out_with_their_nodes(tmp_path):
         ({"edge": np.array([[0], [-1]])}, "an edge names node -1"),
         ({"x": np.full((40, 2), np.nan)}, "node 0 has a feature that is not finite"),
         ({"y": np.full(40, -2)}, "label -2 is outside"),
+        ({"y": np.append(np.arange(39) % 2, -5)}, "label -5 is outside the 2 classes"),
+        ({"y": np.full(40, -1)}, "no class has smallest_class=1 nodes"),
+        ({"edge": np.zeros((2, 0)), "y": np.zeros(0), "x": np.zeros((0, 5))}, "the graph has no node"),
         ({"y": np.zeros(39)}, "holds no graph"),
         ({"edge": np.zeros((3, 4))}, "holds no graph"),
         ({"y": np.zeros(40, dtype=object)}, "holds no graph"),
@@ -119,6 +122,7 @@ def test_what_is_wrong_with_the_arguments(tmp_path):
         ({"inductive": 1.0}, "inductive=1.0 in"),
         ({"labels_per_class": 0}, "labels_per_class=0"),
         ({"validation": 34}, "validation=34 leaves no test of 34 nodes"),
+        ({"smallest_class": 21}, "no class has smallest_class=21 nodes, the largest has 20"),
     ):
         with pytest.raises(UserError, match=message):
             small(path, **options).setup()
