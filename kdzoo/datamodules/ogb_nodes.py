@@ -92,7 +92,7 @@ def table(path: Path, name: str, dtype: type, columns: int | None = None) -> np.
     if not path.is_file():
         raise UserError(f"There is no '{path}': unpack {name} of OGB there; kdzoo downloads nothing.")
     try:
-        found = np.loadtxt(path, dtype=dtype, delimiter=",", ndmin=2)
+        found: np.ndarray = np.loadtxt(path, dtype=dtype, delimiter=",", ndmin=2)
         if columns not in (None, found.shape[1]):
             raise ValueError(f"it has {found.shape[1]} columns in place of {columns}")
     except Exception as error:  # a damaged file can fail in any way
