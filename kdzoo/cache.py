@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from kdzoo.errors import UserError, near
@@ -16,7 +17,7 @@ from kdzoo.teachers.store import Store
 from kdzoo.trajectories.buffer import Buffer
 
 DAY = 24 * 3600
-KINDS = {"teachers": "teacher", "stores": "store", "trajectories": "experts"}
+KINDS = {"teachers": "teacher", "stores": "store", "trajectories": "experts", "mined": "mined pool"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class Kept:
             except UserError as error:
                 return str(error)
             return f"{buffer.about}, {len(buffer.found())} experts x {buffer.snapshots} snapshots"
+        rows = self.path / "rows.npy"
+        if rows.is_file():
+            return f"{len(np.load(rows, mmap_mode='r', allow_pickle=False)):,} images are kept"
         name = self.path / "recipe.txt"
         return name.read_text("utf-8").strip() if name.is_file() else "unfinished" * (self.path.suffix != "")
 
@@ -69,7 +73,7 @@ class Kept:
             if self.kind == "experts":
                 buffer = Buffer.at(self.path)
                 return [damage for expert in buffer.found() if (damage := buffer.damaged(expert))]
-            if not self.path.suffix:
+            if self.kind == "teacher" and not self.path.suffix:
                 from kdzoo.export.image import load_image_network
 
                 load_image_network(self.path)

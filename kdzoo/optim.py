@@ -1,7 +1,7 @@
 """How a network is optimised: the paper's SGD unless told otherwise, with schedules that are fractions of the run."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -55,13 +55,20 @@ class Optim:
             return ramp * 0.1 ** sum(progress >= milestone for milestone in self.milestones)
         return ramp
 
-    def configure(self, parameters: Iterable[Any], total_steps: float, cycles: int = 1) -> dict[str, Any]:
+    def configure(
+        self,
+        parameters: Iterable[Any],
+        total_steps: float,
+        cycles: int = 1,
+        factor: Callable[[float], float] | None = None,
+    ) -> dict[str, Any]:
         """Build what `LightningModule.configure_optimizers` returns.
 
         Args:
             parameters: Parameters or parameter groups; a group's own `lr` follows the schedule too.
             total_steps: Optimizer steps of the whole run.
             cycles: How often the schedule is gone through in it.
+            factor: A schedule in place of `self.factor`, made of it perhaps.
 
         Raises:
             UserError: The run has no end, so that a schedule over fractions of it has no meaning.
@@ -84,7 +91,7 @@ class Optim:
             if isinstance(scheduler, ReduceLROnPlateau):
                 return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
             return {"optimizer": optimizer, "lr_scheduler": scheduler}
-        if self.schedule == "constant" and self.warmup == 0:
+        if self.schedule == "constant" and self.warmup == 0 and factor is None:
             return {"optimizer": optimizer}
         if not math.isfinite(total_steps):
             raise UserError(
@@ -97,6 +104,6 @@ class Optim:
             return (done + cycles * (self.warmup > 0)) / total
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.factor(progress(step, max(1.0, total_steps)))
+            optimizer, lambda step: (factor or self.factor)(progress(step, max(1.0, total_steps)))
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

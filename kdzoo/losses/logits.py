@@ -4,6 +4,8 @@ Half-precision logits are compared in float32, other types in their own. No grad
 logits come without one. Where a loss needs the true class, a label of -1 (unknown) means the teacher's first choice.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, log_softmax, one_hot
@@ -27,6 +29,36 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Te
     log_student = log_softmax(_precise(student_logits) / temperature, dim=1)  # [B, C]
     log_teacher = log_softmax(_precise(teacher_logits) / temperature, dim=1)  # [B, C]
     return temperature**2 * kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def symmetric_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Half of Jeffreys' divergence, `(KL(p_t || p_s) + KL(p_s || p_t)) / 2`, mean over the batch.
+
+    Source: the code of arXiv 2103.05959, which calls it the JS divergence.
+
+    Args:
+        student_logits: [B, C].
+        teacher_logits: [B, C].
+
+    Returns:
+        A scalar, at least 0.
+    """
+    return (kd(student_logits, teacher_logits, 1.0) + kd(teacher_logits, student_logits, 1.0)) / 2
+
+
+def jensen_shannon(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """The JS divergence proper, `(KL(p_t || m) + KL(p_s || m)) / 2` with the mean distribution m, mean over the batch.
+
+    Args:
+        student_logits: [B, C].
+        teacher_logits: [B, C].
+
+    Returns:
+        A scalar in [0, log 2].
+    """
+    both = torch.stack([log_softmax(_precise(logits), dim=1) for logits in (student_logits, teacher_logits)])
+    middle = both.logsumexp(0) - math.log(2)  # [B, C]
+    return (both.exp() * (both - middle)).sum((0, 2)).mean() / 2
 
 
 def decoupled_kd(
