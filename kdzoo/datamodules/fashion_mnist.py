@@ -97,6 +97,7 @@ class FashionMNIST(ImageData):
         views: number of different views of a sample; None: a new one each epoch.
         num_workers: worker processes per loader.
         noise: share of the training labels (not of the validation part's) that are replaced by a wrong one.
+        groups: merge the classes, in their order, into so many groups, which are then the labels; None: as they are.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class FashionMNIST(ImageData):
         views: int | None = None,
         num_workers: int = 0,
         noise: float = 0.0,
+        groups: int | None = None,
     ) -> None:
         super().__init__(
             class_names=CLASS_NAMES,
@@ -135,7 +137,7 @@ class FashionMNIST(ImageData):
             raise UserError("FashionMNIST: source=path needs root, the folder of the idx files.")
         if not 0 <= noise <= 1:
             raise UserError(f"FashionMNIST: noise={noise} is no share of the labels, use a number from 0 to 1.")
-        self.source, self.noise = source, noise
+        self.source, self.noise, self.groups = source, noise, groups
         self.folder = SYSTEM if source == "system" else Path(root or "")
 
     def load(self) -> tuple[Samples, Samples]:

@@ -30,24 +30,28 @@ class Samples(Dataset[Batch]):
         first: number of the first sample. The parts are numbered one after the other, the training part from 0, so
             that nothing kept by `index` can be confused with a sample of another part.
         training: whether this is the part that is augmented.
+        classes: int64 [N], what the labels were before classes were grouped; None: they were not.
     """
 
     images: Any
     labels: Tensor
     first: int = 0
     training: bool = False
+    classes: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, rows: np.ndarray) -> Self:
         """The samples at `rows`, int64 [n]."""
-        return replace(self, images=self.images[rows], labels=self.labels[rows])
+        classes = None if self.classes is None else self.classes[rows]
+        return replace(self, images=self.images[rows], labels=self.labels[rows], classes=classes)
 
     def __getitems__(self, pairs: list[tuple[int, int]]) -> Batch:
         """The batch of (position, view) pairs; images are still uint8."""
         rows, views = torch.tensor(pairs).unbind(1)
-        return {"image": self.images[rows], "label": self.labels[rows], "index": rows + self.first, "view": views}
+        batch = {"image": self.images[rows], "label": self.labels[rows], "index": rows + self.first, "view": views}
+        return batch if self.classes is None else {**batch, "class": self.classes[rows]}
 
     def feed(self, digest: Any) -> None:
         """Feed all that makes this part into a hashlib `digest`."""
@@ -103,7 +107,8 @@ class ImageData(LightningDataModule):
     """Images with labels. A subclass gives its constants to `__init__` and implements `load`.
 
     Batches are dicts: `image` float32 [B, C, H, W] in [0, 1], `label` int64 [B] (-1: none), `index` int64 [B], `view`
-    int64 [B]. Loaders give uint8 images; `prepare` makes them float, on the device, and augments those of the training.
+    int64 [B]; with `groups` also `class` int64 [B], the class before it was merged. Loaders give uint8 images;
+    `prepare` makes them float, on the device, and augments those of the training.
 
     Args:
         class_names: names of the classes; empty: known once the data are loaded.
@@ -124,6 +129,7 @@ class ImageData(LightningDataModule):
     # A constant, not the run's seed: what is stored of a (sample, view) serves every run.
     augment_seed: ClassVar[int] = 0
     noise: float = 0.0  # share of the training labels that are wrong
+    groups: int | None = None  # how many groups the classes are merged into
 
     def __init__(
         self,
@@ -176,32 +182,58 @@ class ImageData(LightningDataModule):
         if not self.class_names:
             self.setup()
         shape = [self.channels, *self.image_size]
+        names = self.names()
+        grouped = {"class": {"dtype": "int64", "shape": [], "low": 0, "high": len(self.class_names)}}
         return {
             "modality": "image",
-            "classes": len(self.class_names),
-            "class_names": list(self.class_names),
+            "classes": len(names),
+            "class_names": names,
             "channels": self.channels,
             "image_size": list(self.image_size),
             "mean": list(self.mean),
             "std": list(self.std),
             "keys": {
                 "image": {"dtype": "float32", "shape": shape, "low": 0.0, "high": 1.0},
-                "label": {"dtype": "int64", "shape": [], "low": 0, "high": len(self.class_names)},
+                "label": {"dtype": "int64", "shape": [], "low": 0, "high": len(names)},
                 "index": {"dtype": "int64", "shape": [], "low": 0, "high": self.samples},
                 "view": {"dtype": "int64", "shape": [], "low": 0, "high": self.views or 1},
+                **(grouped if self.groups else {}),
             },
         }
+
+    def names(self) -> list[str]:
+        """The names of what the labels say: of the classes, or of their groups."""
+        if self.groups is None:
+            return list(self.class_names)
+        return [f"{self.class_names[part[0]]} to {self.class_names[part[-1]]}" for part in self._parts()]
+
+    def group(self, samples: Samples) -> Samples:
+        """Merge the classes of a part, in their order, into groups of one size, the first ones larger by one."""
+        if self.groups is None:
+            return samples
+        sizes = torch.tensor([len(part) for part in self._parts()])
+        group_of = torch.arange(self.groups).repeat_interleave(sizes)
+        return replace(samples, labels=group_of[samples.labels], classes=samples.labels)
+
+    def _parts(self) -> list[np.ndarray]:
+        """The classes of each group."""
+        count, groups = len(self.class_names), self.groups or 0
+        if not 2 <= groups <= count:
+            raise UserError(
+                f"{type(self).__name__}: {count} classes cannot make groups={groups}, use a number from 2 to {count}."
+            )
+        return np.array_split(np.arange(count), groups)
 
     def setup(self, stage: str | None = None) -> None:
         """Load once, whatever the stage, and make the parts."""
         if self.train_set is not None:
             return
-        train, test = self.load()
+        train, test = map(self.group, self.load())
         self._check_count("validation", self.validation, len(train))
         held_out = stratified(train.labels, self.validation, self.split_seed)
         validation, train = train.take(held_out), train.take(np.setdiff1d(np.arange(len(train)), held_out))
         if self.noise:
-            train = replace(train, labels=with_noise(train.labels, self.noise, len(self.class_names), self.split_seed))
+            train = replace(train, labels=with_noise(train.labels, self.noise, len(self.names()), self.split_seed))
         if self.labelled is not None:
             self._check_count("labelled", self.labelled, len(train))
             keep = stratified(train.labels, self.labelled, self.split_seed)

@@ -80,6 +80,7 @@ class TorchvisionDataset(ImageData):
         shift: random shifts by up to so many pixels.
         views: number of different views of a sample; None: a new one each epoch.
         num_workers: worker processes per loader.
+        groups: merge the classes, in their order, into so many groups, which are then the labels; None: as they are.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class TorchvisionDataset(ImageData):
         shift: int = 4,
         views: int | None = None,
         num_workers: int = 0,
+        groups: int | None = None,
     ) -> None:
         if name not in KNOWN:
             raise UserError(
@@ -118,7 +120,7 @@ class TorchvisionDataset(ImageData):
             shift=shift,
             views=views,
         )
-        self.dataset, self.root = name, root
+        self.dataset, self.root, self.groups = name, root, groups
 
     def load(self) -> tuple[Samples, Samples]:
         """Read both parts through torchvision."""

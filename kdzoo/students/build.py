@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 import kdzoo.students.cifar_resnet
 import kdzoo.students.cifar_wrn
+import kdzoo.students.mamba
 import kdzoo.students.small_cnn
-import kdzoo.students.small_vit  # noqa: F401 - the four register their networks with timm
+import kdzoo.students.small_mlp
+import kdzoo.students.small_vit  # noqa: F401 - the six register their networks with timm
 from kdzoo.errors import UserError, near
 from kdzoo.students.network import ImageNetwork
 from kdzoo.students.packaged import packaged, with_timms_names

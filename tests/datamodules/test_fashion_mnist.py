@@ -136,3 +136,21 @@ def test_noise_is_of_the_training_labels_alone():
     assert torch.equal(clean.test_set.labels, noisy.test_set.labels)
     with pytest.raises(UserError, match=r"noise=1.5 is no share"):
         FashionMNIST(noise=1.5)
+
+
+def test_classes_are_merged_into_groups():
+    plain, grouped = FashionMNIST(), FashionMNIST(groups=3, labelled=30, validation=20)
+    plain.setup()
+    grouped.setup()
+    assert grouped.spec["classes"] == 3
+    assert grouped.spec["class_names"] == ["T-shirt/top to Dress", "Coat to Shirt", "Sneaker to Ankle boot"]
+    assert grouped.spec["keys"]["class"]["high"] == 10
+    batch = grouped.test_set.__getitems__([(row, 0) for row in range(50)])
+    assert torch.equal(batch["class"], plain.test_set.labels[:50])
+    assert torch.equal(batch["label"], torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])[batch["class"]])
+    assert "class" not in plain.test_set.__getitems__([(0, 0)])
+    known = grouped.train_set.labels >= 0
+    assert known.sum() == 30
+    for groups in (0, 1, 11):
+        with pytest.raises(UserError, match=rf"10 classes cannot make groups={groups}, use a number from 2 to 10"):
+            _ = FashionMNIST(groups=groups).spec
