@@ -53,6 +53,23 @@ def similarity_preserving(student_feature: Tensor, teacher_feature: Tensor) -> T
     return mse_loss(normalize(student @ student.T, dim=1), normalize(teacher @ teacher.T, dim=1))
 
 
+def inter_channel_correlation(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
+    """`sum_b ||E_s - E_t||_F^2 / (B C)`, E the inner products of a sample's channels [C, C] with rows of length 1.
+
+    Source: DisWOT (CVPR 2023), section 3.2 and its code, after ICKD.
+
+    Args:
+        student_feature: [B, C, ...].
+        teacher_feature: [B, C, ...], of another height and width perhaps.
+
+    Returns:
+        A scalar, at least 0.
+    """
+    student, teacher = student_feature.flatten(2), teacher_feature.flatten(2)
+    difference = normalize(student @ student.mT, dim=2) - normalize(teacher @ teacher.mT, dim=2)  # [B, C, C]
+    return difference.square().sum() / (student.shape[0] * student.shape[1])
+
+
 def relational_distance(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     """RKD-D: Huber loss of the samples' distances, each side's in units of its mean. Source: arXiv 1904.05068, eq. 4-7.
 

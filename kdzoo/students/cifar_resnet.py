@@ -2,9 +2,11 @@
 
 `x4` networks have stages of 64, 128 and 256 channels after a stem of 32. Shortcuts that change shape are 1x1
 convolutions, as in the code bases whose tables the field compares with (for 100 classes: ResNet20 278,324 parameters,
-ResNet56 861,620, ResNet8x4 1,233,540, ResNet32x4 7,433,860). Source: arXiv 1512.03385, section 4.2.
+ResNet56 861,620, ResNet8x4 1,233,540, ResNet32x4 7,433,860). `cifar_resnet_1_3_5` has so many blocks in each stage: the
+64 of 1, 3, 5 or 7 blocks are a search space. Source: arXiv 1512.03385, section 4.2.
 """
 
+from itertools import product
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
@@ -75,18 +77,22 @@ class CIFARResNet(StagedNetwork):
 DEPTHS = {8: 1, 14: 2, 20: 3, 32: 5, 44: 7, 56: 9, 110: 18}  # layers -> blocks of a stage
 
 
-def _register(name: str, blocks: int, widths: tuple[int, ...]) -> None:
+def _register(name: str, depths: tuple[int, ...], widths: tuple[int, ...]) -> None:
     def entry(pretrained: bool = False, **options: Any) -> nn.Module:
-        return create(CIFARResNet, name, pretrained, options, widths=widths, depths=(blocks,) * 3)
+        return create(CIFARResNet, name, pretrained, options, widths=widths, depths=depths)
 
     entry.__name__ = name
     entry.__module__ = __name__
-    entry.__doc__ = f"{name}: {blocks} blocks in each stage of {widths[1:]} channels."
+    entry.__doc__ = f"{name}: {depths} blocks in stages of {widths[1:]} channels."
     register_model(entry)
 
 
-NETWORKS = {f"cifar_resnet{layers}": (blocks, WIDTHS) for layers, blocks in DEPTHS.items()}
-NETWORKS |= {f"cifar_resnet{layers}x4": (DEPTHS[layers], WIDE) for layers in (8, 32)}
+Shape = tuple[tuple[int, ...], tuple[int, ...]]  # depths, widths
+NETWORKS: dict[str, Shape] = {f"cifar_resnet{layers}": ((blocks,) * 3, WIDTHS) for layers, blocks in DEPTHS.items()}
+NETWORKS |= {f"cifar_resnet{layers}x4": ((DEPTHS[layers],) * 3, WIDE) for layers in (8, 32)}
+NETWORKS |= {
+    "cifar_resnet_" + "_".join(map(str, depths)): (depths, WIDTHS) for depths in product((1, 3, 5, 7), repeat=3)
+}
 default_cfgs = generate_default_cfgs({name: record((3, 32, 32), "conv1") for name in NETWORKS})
-for _name, (_blocks, _widths) in NETWORKS.items():
-    _register(_name, _blocks, _widths)
+for _name, (_depths, _widths) in NETWORKS.items():
+    _register(_name, _depths, _widths)

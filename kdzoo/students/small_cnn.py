@@ -1,9 +1,10 @@
-"""kdzoo's own networks for images of about 28 pixels: a small student, the teacher that goes with it, and one between.
+"""kdzoo's own networks for images of about 28 pixels: a small student, its teacher, and others between.
 
 A 3x3 stem that halves the image, then stages of 3x3 convolutions with batch normalisation; every stage but the first
 halves it again.
 """
 
+from itertools import product
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
@@ -84,9 +85,28 @@ class SmallCNN(StagedNetwork):
         return relu(self.conv(x))
 
 
+# A search space: the widths of three stages, and the depth of the last.
+SEARCHED = {
+    f"cnn_{first}_{second}_{third}x{deep}": ((first, first, second, third), (1, 1, deep))
+    for first, second, third, deep in product((4, 8, 16), (6, 12, 24), (8, 20, 48), (1, 2))
+}
 default_cfgs = generate_default_cfgs(
-    {name: record((1, 28, 28), "conv.0") for name in ("cnn_14k", "cnn_46k", "cnn_168k")}
+    {name: record((1, 28, 28), "conv.0") for name in ("cnn_14k", "cnn_46k", "cnn_168k", *SEARCHED)}
 )
+
+
+def _register(name: str, widths: tuple[int, ...], depths: tuple[int, ...]) -> None:
+    def entry(pretrained: bool = False, **options: Any) -> nn.Module:
+        return create(SmallCNN, name, pretrained, options, widths=widths, depths=depths)
+
+    entry.__name__ = name
+    entry.__module__ = __name__
+    entry.__doc__ = f"{name}: {depths} blocks in stages of {widths[1:]} channels."
+    register_model(entry)
+
+
+for _name, (_widths, _depths) in SEARCHED.items():
+    _register(_name, _widths, _depths)
 
 
 @register_model

@@ -7,7 +7,9 @@ import torch
 from kdzoo.students import cifar_resnet, cifar_wrn, small_cnn
 from kdzoo.students.build import build
 
+SEARCHED = [[*small_cnn.SEARCHED], [*cifar_resnet.SEARCHED]]  # alike: of each space the first and the last
 OWN = [name for module in (small_cnn, cifar_resnet, cifar_wrn) for name in module.default_cfgs]
+OWN = [name for name in OWN if all(name not in space[1:-1] for space in SEARCHED)]
 
 
 def spec(channels: int = 3, classes: int = 10, size: tuple[int, int] = (32, 32)) -> dict:
