@@ -90,9 +90,10 @@ def _register(name: str, depths: tuple[int, ...], widths: tuple[int, ...]) -> No
 Shape = tuple[tuple[int, ...], tuple[int, ...]]  # depths, widths
 NETWORKS: dict[str, Shape] = {f"cifar_resnet{layers}": ((blocks,) * 3, WIDTHS) for layers, blocks in DEPTHS.items()}
 NETWORKS |= {f"cifar_resnet{layers}x4": ((DEPTHS[layers],) * 3, WIDE) for layers in (8, 32)}
-NETWORKS |= {
+SEARCHED: dict[str, Shape] = {
     "cifar_resnet_" + "_".join(map(str, depths)): (depths, WIDTHS) for depths in product((1, 3, 5, 7), repeat=3)
 }
+NETWORKS |= SEARCHED
 default_cfgs = generate_default_cfgs({name: record((3, 32, 32), "conv1") for name in NETWORKS})
 for _name, (_depths, _widths) in NETWORKS.items():
     _register(_name, _depths, _widths)
