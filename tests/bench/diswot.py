@@ -65,7 +65,7 @@ def tau(scores: list[float], accuracies: list[float]) -> tuple[float, float]:
 
 
 def main() -> int:
-    """Run, print, and say whether the bound is above zero."""
+    """Run, print, and say whether the bound of the score of `diswot_tiny` is above zero."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--students", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=2)
@@ -94,10 +94,10 @@ def main() -> int:
     score_seconds = (cpu_seconds() - begin) / len(space)
     costs = {name: multiply_adds(build(name, data.spec), data.spec) for name in space}
     search = ageing_evolution(
-        SPACE, lambda n: parts[n]["sum"], costs.__getitem__, None, population=6, tournament=3, cycles=20,
+        SPACE, lambda n: parts[n]["relation"], costs.__getitem__, None, population=6, tournament=3, cycles=20,
         draws=random.Random(0),
     )  # fmt: skip
-    rank = sorted(space, key=lambda name: -parts[name]["sum"]).index(search.best) + 1
+    rank = sorted(space, key=lambda name: -parts[name]["relation"]).index(search.best) + 1
 
     chosen = random.Random(0).sample(space, options.students)
     begin, accuracies = cpu_seconds(), {}
@@ -122,8 +122,9 @@ def main() -> int:
     console.print(f"a score costs {score_seconds:.2f} CPU-seconds ({INITS} random states), a distillation {short}")
     looked = f"{len(search.scores)} of {len(space)} architectures"
     console.print(f"evolution found {search.best}, rank {rank} of {len(space)} by score, with {looked} scored")
-    passed = taus["sum"][1] > 0
-    console.print("tau's bound above zero: " + ("holds" if passed else "not reached"))
+    for kind in ("sum", "relation"):
+        console.print(f"tau's bound above zero by {kind}: " + ("holds" if taus[kind][1] > 0 else "not reached"))
+    passed = taus["relation"][1] > 0  # the score of `diswot_tiny`
     if options.json:
         record: dict[str, Any] = {"tau": taus, "accuracies": accuracies, "scores": parts, "multiply_adds_m": costs}
         record |= {"score_cpu_seconds": score_seconds, "training_cpu_seconds": train_seconds, "passed": passed}
