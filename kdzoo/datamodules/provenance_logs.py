@@ -6,8 +6,9 @@ left out. A call that failed is no event.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from posixpath import normpath
 from typing import Any
 
 TYPES = ("process", "file", "socket")
@@ -22,6 +23,18 @@ FAMILY = re.compile(r"sa_family=AF_(INET6?|UNIX)")
 PORT = re.compile(r"sin6?_port=htons\((\d+)\)")
 ADDRESS = re.compile(r'(?:inet_addr\(|inet_pton\(AF_INET6, |sun_path=@?)"([^"]*)"')
 FOLDER = re.compile(r"(?:AT_FDCWD|\d+)<([^>]*)>")
+CHANGES = (
+    "mkdir",
+    "mkdirat",
+    "chmod",
+    "fchmodat",
+    "chown",
+    "fchownat",
+    "truncate",
+    "utimensat",
+    "symlink",
+    "symlinkat",
+)
 
 
 @dataclass
@@ -34,6 +47,7 @@ class Provenance:
         events: (from, to, kind) in the order of the log, kind an index into `EVENTS`; from and to are nodes.
         bad: How many lines did not parse.
         first_bad: The first of them.
+        folders: Where a process is, as far as the log says: node -> path.
     """
 
     types: list[int] = field(default_factory=list)
@@ -41,6 +55,7 @@ class Provenance:
     events: list[tuple[int, int, int]] = field(default_factory=list)
     bad: int = 0
     first_bad: str = ""
+    folders: dict[int, str] = field(default_factory=dict)
     _known: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def node(self, kind: str, key: str, name: str) -> int:
@@ -50,6 +65,15 @@ class Provenance:
             self.types.append(TYPES.index(kind))
             self.names.append(name)
         return self._known[kind, key]
+
+    def called(self, words: Collection[str], *kinds: str) -> list[int]:
+        """The nodes, of `kinds` if given, whose key (process number, path, address, uuid) or name is one of `words`."""
+        wanted = kinds or TYPES
+        return [
+            node
+            for (kind, key), node in self._known.items()
+            if kind in wanted and (key in words or self.names[node] in words)
+        ]
 
     def event(self, source: int, target: int, kind: str) -> None:
         """Add an event."""
@@ -85,7 +109,11 @@ def _call(graph: Provenance, pid: str, call: str, arguments: str, result: str) -
     process = graph.node("process", pid, f"process {pid}")
     if call in ("fork", "vfork", "clone", "clone3") and result.isdigit():
         child = graph.node("process", result, graph.names[process])
+        if graph.names[child] == f"process {result}":  # it was at work before its parent was told
+            graph.names[child] = graph.names[process]
         graph.event(process, child, "fork")
+        if process in graph.folders:
+            graph.folders.setdefault(child, graph.folders[process])
         return
     if call == "connect" and (family := FAMILY.search(arguments)):
         address, port = ADDRESS.search(arguments), PORT.search(arguments)
@@ -96,8 +124,13 @@ def _call(graph: Provenance, pid: str, call: str, arguments: str, result: str) -
     if not path:
         return
     name, folder = path[1], FOLDER.match(arguments)
-    if folder and not name.startswith("/"):
-        name = f"{folder[1].rstrip('/')}/{name}"
+    if folder and arguments.startswith("AT_FDCWD"):
+        graph.folders[process] = folder[1]
+    if not name.startswith("/") and (base := folder[1] if folder else graph.folders.get(process)):
+        name = f"{base.rstrip('/')}/{name}"
+    name = normpath(name) if name else name
+    if call == "chdir":
+        graph.folders[process] = name
     if call in ("execve", "execveat"):
         graph.event(graph.node("file", name, name), process, "execute")
         graph.names[process] = name.rpartition("/")[2]
@@ -107,6 +140,8 @@ def _call(graph: Provenance, pid: str, call: str, arguments: str, result: str) -
         graph.event(*((process, file, "write") if written else (file, process, "read")))
     elif call in ("unlink", "unlinkat", "rmdir", "rename", "renameat", "renameat2"):
         graph.event(process, graph.node("file", name, name), "remove")
+    elif call in CHANGES:
+        graph.event(process, graph.node("file", name, name), "other")
 
 
 STREAMSPOT = {"a": "process", "b": "process", "c": "file", "d": "file", "e": "file", "f": "socket", "g": "socket"}

@@ -32,6 +32,7 @@ class NodeNetwork(nn.Module):
         layers: number of layers, 1 or more; `sgc` propagates so many times.
         dropout: probability in training, after every hidden layer.
         norm: `batch_norm`, `layer_norm`, or None, after every hidden layer.
+        normalize: let every layer's output have length 1; GraphSAGE alone.
 
     Raises:
         UserError: There is no network of this name, or a number is out of range.
@@ -46,6 +47,7 @@ class NodeNetwork(nn.Module):
         layers: int = 2,
         dropout: float = 0.5,
         norm: str | None = None,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
         check_name(name)
@@ -56,6 +58,10 @@ class NodeNetwork(nn.Module):
         self.arguments |= {"dropout": dropout, "norm": norm}
         layer = LAYERS[name]
         options: dict[str, Any] = {"dropout": dropout, "norm": norm}
+        if normalize:
+            if name != "sage":
+                raise UserError(f"'{name}' cannot normalize its layers' outputs: leave it out, or give sage.")
+            self.arguments["normalize"] = options["normalize"] = True
         sizes: tuple[Any, ...] = (features, hidden, layers, classes)
         if name == "mlp":
             sizes = ([features, *[hidden] * (layers - 1), classes],)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdzoo.graph.matrix import matrix_of, propagate
 from kdzoo.graph.reducers import Graph
-from kdzoo.metrics.figures import BLUE, INK, ORANGE, styled
+from kdzoo.metrics.figures import BLUE, INK, ORANGE, RED, styled
 
 LINES = 600  # edges that are drawn at most, the heaviest
 EIGENVALUES = 40
@@ -92,3 +92,46 @@ def _plane(x: Tensor) -> Tensor:
         return torch.cat([centred, torch.zeros(len(x), 2)], 1)[:, :2]
     left, values, _ = torch.linalg.svd(centred, full_matrices=False)
     return left[:, :2] * values[:2]
+
+
+def ranking_figure(names: Sequence[str], score: Tensor, attack: Tensor, threshold: float) -> Figure:
+    """Draw what is most anomalous, first on top, by name.
+
+    Args:
+        names: Of what is ranked, in order.
+        score: In [0, 1], [n].
+        attack: int64 [n]: 1 of the attack, 0 not, -1 unknown.
+        threshold: From where on something is anomalous; NaN: not drawn.
+    """
+    figure, (ax,) = styled(9, 1 + 0.24 * max(4, len(names)))
+    colours = [{1: RED, 0: BLUE}.get(each, ORANGE) for each in attack.tolist()]
+    ax.barh(range(len(names)), score.tolist(), color=colours, height=0.7)
+    ax.set_yticks(range(len(names)), [_cut(name) for name in names], parse_math=False)
+    ax.invert_yaxis()
+    if np.isfinite(threshold):
+        ax.axvline(threshold, color=INK, linestyle="--", linewidth=1)
+    ax.set_xlabel("anomaly score; red: of an attack, blue: benign, orange: not known")
+    ax.grid(False, axis="y")
+    return figure
+
+
+def scores_figure(score: Tensor, attack: Tensor, threshold: float) -> Figure:
+    """Draw how the scores [N] of benign nodes and of an attack's (attack = 1) are spread, as logits."""
+    logit = score.double().clamp(1e-12, 1 - 1e-12).logit()
+    figure, (ax,) = styled(7, 3.2)
+    bins = np.linspace(float(logit.min()), float(logit.max()) + 1e-6, 60).tolist()
+    for value, colour, name in ((0, BLUE, "benign"), (1, RED, "attack")):
+        own = logit[attack == value].numpy()
+        if len(own):
+            ax.hist(own, bins, weights=np.full(len(own), 100 / len(own)), color=colour, alpha=0.6, label=name)
+    if 0 < threshold < 1:
+        ax.axvline(float(np.log(threshold / (1 - threshold))), color=INK, linestyle="--", linewidth=1)
+    ax.set_xlabel("log-odds of the anomaly score; dashed: the threshold")
+    ax.set_ylabel("% of the nodes")
+    ax.legend(frameon=False, labelcolor=INK, fontsize=9)
+    return figure
+
+
+def _cut(name: str, limit: int = 60) -> str:
+    """The end of a long name, which says more of a path than its start."""
+    return name if len(name) <= limit else f"…{name[-limit + 1 :]}"

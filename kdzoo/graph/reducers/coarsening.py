@@ -112,10 +112,21 @@ class VariationNeighbourhoods(Coarsening):
 
 def variation(adjacency: csr_matrix, degree: np.ndarray, signals: np.ndarray, nodes: np.ndarray) -> float:
     """What contracting a set costs: the formula above, of test signals [N, K]."""
-    inside = adjacency[nodes][:, nodes]
+    nodes = np.sort(nodes)
     centred = signals[nodes] - signals[nodes].mean(0)
-    diagonal = 2 * degree[nodes] - np.asarray(inside.sum(1)).ravel()
-    form = centred.T @ (diagonal[:, None] * centred) - centred.T @ (inside @ centred)
+    # The edges inside, out of the rows as they are: slices of a sparse matrix take ten times as long.
+    starts = adjacency.indptr[nodes]
+    counts = adjacency.indptr[nodes + 1] - starts
+    entries = np.arange(counts.sum()) + np.repeat(starts - (counts.cumsum() - counts), counts)
+    column = np.searchsorted(nodes, adjacency.indices[entries]).clip(max=len(nodes) - 1)
+    inside = nodes[column] == adjacency.indices[entries]
+    row, column, weight = (
+        np.repeat(np.arange(len(nodes)), counts)[inside],
+        column[inside],
+        adjacency.data[entries[inside]],
+    )
+    diagonal = 2 * degree[nodes] - np.bincount(row, weight, len(nodes))
+    form = centred.T @ (diagonal[:, None] * centred) - (weight[:, None] * centred[row]).T @ centred[column]
     return float(np.linalg.norm(form)) / (len(nodes) - 1)
 
 
