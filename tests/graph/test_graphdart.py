@@ -321,7 +321,7 @@ def test_predictions_name_nodes_and_graphs(tmp_path):
         (lambda: NodeNetwork("gcn", 2, 2, normalize=True), "'gcn' cannot normalize"),
         (
             lambda: make_reducer("condensed", arguments={"outest": 1}).reduce(Few().parts["train"], 0.1),
-            "GCondX does not take these arguments",
+            "DosCond does not take these arguments",
         ),
     ],
 )

@@ -8,7 +8,7 @@ from scipy.sparse import csr_matrix
 from kdzoo import registry
 from kdzoo.errors import UserError
 from kdzoo.graph.reducers import budget, induced, make_reducer, shares
-from kdzoo.graph.reducers.coarsening import variation
+from kdzoo.graph.reducers.coarsening import VariationNeighbourhoods, smooth_signals, variation
 from kdzoo.graph.reducers.partition import smooth_features
 
 
@@ -110,6 +110,23 @@ def test_variation_against_matrices():
     project = np.eye(3) - np.full((3, 3), 1 / 3)
     expected = np.linalg.norm((project @ signals[nodes]).T @ laplacian @ project @ signals[nodes]) / 2
     assert variation(csr_matrix(dense), dense.sum(1), signals, nodes) == pytest.approx(expected)
+
+
+def test_neighbourhoods_come_by_what_they_cost():
+    """Nodes with one neighbour have a formula of their own."""
+    random = np.random.default_rng(0)
+    dense = np.diag(random.random(9), 1) * (random.random((10, 10)) > 0.2)
+    dense[0, 2:5] = 1
+    adjacency = csr_matrix(dense + dense.T)
+    degree = np.asarray(adjacency.sum(1)).ravel()
+    assert {1, 2} < set(np.diff(adjacency.indptr).tolist())
+    torch.manual_seed(3)
+    signals = smooth_signals(adjacency)
+    torch.manual_seed(3)
+    found = [variation(adjacency, degree, signals, nodes) for nodes in VariationNeighbourhoods().proposals(adjacency)][
+        : int((np.diff(adjacency.indptr) > 0).sum())
+    ]
+    assert found == pytest.approx(sorted(found))
 
 
 def test_coarsening_by_hand():

@@ -106,7 +106,13 @@ class VariationNeighbourhoods(Coarsening):
         degree, signals = np.asarray(adjacency.sum(1)).ravel(), smooth_signals(adjacency)
         pointer, neighbours = adjacency.indptr, adjacency.indices
         sets = [np.append(neighbours[a:b], node) for node, (a, b) in enumerate(pairwise(pointer))]
-        costs = [variation(adjacency, degree, signals, nodes) if len(nodes) > 1 else np.inf for nodes in sets]
+        costs = np.full(len(sets), np.inf)
+        sizes = np.diff(pointer)
+        ends = np.flatnonzero(sizes == 1)  # with one neighbour: the formula is (d_i + d_j) |s_i - s_j|^2 / 2
+        joined = neighbours[pointer[ends]]
+        costs[ends] = (degree[ends] + degree[joined]) * ((signals[ends] - signals[joined]) ** 2).sum(1) / 2
+        for node in np.flatnonzero(sizes > 1):
+            costs[node] = variation(adjacency, degree, signals, sets[node])
         return [sets[node] for node in np.argsort(costs, kind="stable")]
 
 

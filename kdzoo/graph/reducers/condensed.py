@@ -21,7 +21,7 @@ class Condensed(Reducer):
         arguments: Its own arguments; the rate is the reducer's.
     """
 
-    def __init__(self, method: str = "gcdm", steps: int = 20, arguments: dict[str, Any] | None = None) -> None:
+    def __init__(self, method: str = "doscond", steps: int = 20, arguments: dict[str, Any] | None = None) -> None:
         self.condenser = registry.find(registry.METHODS, method).load()
         if not issubclass(self.condenser, Condenser) or steps < 1:
             raise UserError(
