@@ -385,6 +385,7 @@ RANDOM = [
     (r"/proc/\d+", "/proc/N"),
     (r"objects/[0-9a-f]{2}/[0-9a-f]{38}", "objects/object"),
     (r"objects/[0-9a-f]{2}\b", "objects/folder"),
+    (r"\.git/t\w{6}(?=[\">])", ".git/tmp"),
     (r"tmp_obj_\w{6}", "tmp_obj"),
     (r"/tmp/cc\w{6}\b", "/tmp/cc"),
     (r"/tmp/tmp\w{8}\b", "/tmp/tmp"),
@@ -398,7 +399,7 @@ RANDOM = [
 
 def clean(text: str, root: Path, ports: dict[str, int]) -> str:
     """Take this machine's folder, ports and random names out of a log."""
-    text = text.replace(str(root), "")
+    text = text.replace(str(root), "").replace(f"{str(root)[1:]}/", "/")  # mkdir -p goes to / and on from there
     for name, port in ports.items():
         text = text.replace(f"htons({port})", f"htons({PLAIN_PORTS[name]})")
     for pattern, plain in RANDOM:

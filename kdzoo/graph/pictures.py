@@ -110,7 +110,7 @@ def ranking_figure(names: Sequence[str], score: Tensor, attack: Tensor, threshol
     ax.invert_yaxis()
     if np.isfinite(threshold):
         ax.axvline(threshold, color=INK, linestyle="--", linewidth=1)
-    ax.set_xlabel("anomaly score; red: of an attack, blue: benign, orange: not known")
+    ax.set_xlabel("score; red: attack, blue: benign, orange: not known")
     ax.grid(False, axis="y")
     return figure
 

@@ -43,6 +43,33 @@ def test_strace():
     assert [TYPES[kind] for kind in graph.types].count("process") == 2
 
 
+def test_where_a_process_is_and_what_it_is_called():
+    """Relative paths are those of the process's folder, a child that worked before the fork returned has its name."""
+    log = """\
+10 execve("/bin/sh", ["sh"], 0x7f /* 9 vars */) = 0
+10 mkdir("unknown", 0777) = 0
+10 chdir("/home/user") = 0
+10 clone(child_stack=NULL, flags=CLONE_CHILD_SETTID|SIGCHLD <unfinished ...>
+11 openat(AT_FDCWD</home/user>, "./a/../b", O_RDONLY) = 3</home/user/b>
+10 <... clone resumed>) = 11
+11 chdir("sub") = 0
+11 chmod("c", 0755) = 0
+10 unlink("d") = 0
+"""
+    graph = read_strace(log.splitlines(keepends=True))
+    assert said(graph) == [
+        ("/bin/sh", "execute", "sh"),
+        ("sh", "other", "unknown"),
+        ("/home/user/b", "read", "sh"),
+        ("sh", "fork", "sh"),
+        ("sh", "other", "/home/user/sub/c"),
+        ("sh", "remove", "/home/user/d"),
+    ]
+    assert graph.bad == 0
+    assert [graph.names[node] for node in graph.called({"11"}, "process")] == ["sh"]
+    assert [graph.names[node] for node in graph.called({"sh", "/home/user/b"}, "file")] == ["/home/user/b"]
+
+
 def test_streamspot():
     lines = ["1\ta\t2\tc\tp\t7\n", "1\ta\t3\th\tq\t7\n", "broken\n", "1\ta\t2\tc\tp\tx\n", "1\ta\t9\te\tp\t8\n"]
     graphs = read_streamspot(lines)
