@@ -1,6 +1,8 @@
 """What README and CONTRIBUTING show is what is there."""
 
+import json
 import re
+import runpy
 from pathlib import Path
 
 import yaml
@@ -58,6 +60,19 @@ def test_the_yaml_examples_are_arguments_of_their_methods():
 
 def test_the_table_is_the_recorded_one():
     assert markdown(None, []).strip() in README
+
+
+def test_the_table_of_conversions_is_the_recorded_one():
+    script = runpy.run_path(str(ROOT / "tests/bench/pvd_matrix.py"))
+    record = json.loads((ROOT / "tests/bench/pvd_matrix.json").read_text())
+    assert script["markdown"](record) in README
+    for name, settings in (("steps", "STEPS"), ("teacher_steps", "TEACHER_STEPS"), ("rates", "RATES")):
+        assert record[name] == script[settings], f"{name} changed since: run the script again"
+    for teacher, row in record["conversions"].items():
+        for field, cell in row.items():
+            bound = record["images"][field]["looks"][-1][1]
+            reached = [spent for spent, score in cell["looks"] if score >= bound]
+            assert cell["reached"] == (reached[0] if reached else None), f"{teacher} to {field}"
 
 
 def test_contributing_shows_nkd_whole():
