@@ -74,7 +74,7 @@ def scores_figure(looks: Sequence[Look]) -> Figure:
     taught = [look.taught for look in ordered if look.taught is not None]
     if len(taught) == len(ordered):
         ax.plot(place, taught, "o", color=ORANGE, label="teacher")
-        ax.legend(frameon=False, labelcolor=INK, fontsize=9, loc="lower right")
+        ax.legend(frameon=False, labelcolor=INK, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     worst = min(look.score for look in ordered)
     ax.set_ylim(bottom=max(0, worst - 5))
     ax.set_xlabel("test view")
