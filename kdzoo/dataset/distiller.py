@@ -236,7 +236,8 @@ class Distiller(Method):
         lr = how.lr if self.learned_lr is None else float(self.learned_lr.detach())
         self.judges = Judges(self.spec, self.width, self.depth, self.seed, self.device)
         for name in architectures:
-            self.judges.train(name, name, rows_of(images, labels), len(images), how, lr, self.criterion)
+            rate = lr if name == self.network else how.lr  # what suits the one network can be far too much for others
+            self.judges.train(name, name, rows_of(images, labels), len(images), how, rate, self.criterion)
         if how.robustness:
             self._train_rivals(images, labels, lr)
 

@@ -23,7 +23,7 @@ class Evaluation:
     Args:
         networks: How many fresh networks are trained; the scores are their mean and standard deviation.
         epochs: Passes over the synthetic set.
-        lr: Learning rate at the start; a learned one takes its place.
+        lr: Learning rate at the start; a learned one takes its place for the network that it was learned with.
         momentum: Of SGD.
         weight_decay: L2 penalty.
         batch_size: Images per step.

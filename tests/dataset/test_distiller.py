@@ -177,7 +177,7 @@ def test_training_on_more_images_is_better(dots, fit):
     assert scores["test/accuracy"] > 90
 
 
-def test_the_pool_reports_every_architecture(fit):
+def test_the_pool_reports_every_architecture(fit, monkeypatch):
     from kdzoo.datamodules.random_like import RandomLike
 
     keys = {"image": {"dtype": "float32", "shape": [1, 28, 28], "low": 0.0, "high": 1.0}}
@@ -189,6 +189,11 @@ def test_the_pool_reports_every_architecture(fit):
     (scores,) = fit(method, data).test(method, datamodule=data, verbose=False)
     assert {f"test/accuracy_{name}" for name in POOL} <= scores.keys()
     assert scores["test/accuracy_convnet"] == scores["test/accuracy"]
+    rates = {}
+    monkeypatch.setattr(Judges, "train", lambda judges, group, name, *given: rates.update({name: given[3]}))
+    method.learned_lr = torch.tensor(0.5)  # suits the network that it was learned with
+    method._train_judges()
+    assert rates == {name: 0.5 if name == "convnet" else how.lr for name in POOL}
 
 
 def test_robust_scores_come_from_their_comparisons(dots, fit):
