@@ -23,6 +23,7 @@ from kdzoo.datamodules.debian_dependencies import DebianDependencies
 from kdzoo.datamodules.fashion_mnist import FashionMNIST
 from kdzoo.datamodules.mesh_scene import MeshScene
 from kdzoo.datamodules.molecules import Molecules
+from kdzoo.datamodules.provenance import Provenance
 from kdzoo.datamodules.scenes import Scenes
 from kdzoo.datamodules.sr_folder import SRFolder
 from kdzoo.image.kd import KD
@@ -61,6 +62,8 @@ def data(name: str = "fashion_mnist") -> LightningDataModule:
     world = int(os.environ.get("WORLD_SIZE", 1))
     if name == "debian_dependencies":
         return DebianDependencies(repeat=STEPS)  # every batch is the whole graph
+    if name == "provenance":
+        return Provenance(repeat=STEPS)
     if name == "molecules":
         return Molecules("solubility", count=652, validation=101, batch_size=GLOBAL_BATCH // world)
     if name == "scenes":

@@ -353,7 +353,7 @@ def test_info_on_data(run):
 
 
 def test_info_on_something_unknown(run):
-    assert run("info", "kdd") == (1, "", "kdzoo: no method named 'kdd'. Near: kd, rkd, nkd. All: kdzoo list\n")
+    assert run("info", "kdd") == (1, "", "kdzoo: no method named 'kdd'. Near: kidd, kd, rkd. All: kdzoo list\n")
     assert run("info", "fashion_mnst")[2].startswith("kdzoo: no data module named 'fashion_mnst'. Near: fashion_mnist.")
 
 

@@ -106,8 +106,9 @@ class DiffQuant(Quantised):
             for batch in batches:
                 loss = labelled_cross_entropy(network(batch["image"]), batch["label"]) / len(batches)
                 loss.backward()
-        norms = [float(parameters[name].grad.norm()) for name in self.quantised]
-        norms = torch.tensor(of_all_ranks(norms)).mean(0).tolist()
+        # The gradient of the global batches, then its norm.
+        gradients = of_all_ranks({name: parameters[name].grad.cpu() for name in self.quantised})
+        norms = [float(torch.stack([own[name] for own in gradients]).mean(0).norm()) for name in self.quantised]
         for (name, points), count in zip(self.quantised.items(), shared_out(2**self.bits, norms)):
             points.place(parameters[name].detach(), count)  # type: ignore[operator]
 
