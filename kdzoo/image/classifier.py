@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.functional.classification import binary_calibration_error
 
+from kdzoo import registry
 from kdzoo.console import count
 from kdzoo.errors import UserError
 from kdzoo.export.image import export_image_network
@@ -47,7 +48,9 @@ class Classifier(Method):
     def __init__(self, student: str, teacher: Teachers | None, weights: str | None, optim: Optim) -> None:
         super().__init__()
         if student:  # a subclass may find its name later
-            check_name(student)  # before a teacher is trained in vain
+            check_name(student)  # before a teacher is trained in vain, as the next
+        if weights and weights.startswith(registry.RECIPE):
+            registry.find_config(weights.removeprefix(registry.RECIPE))
         self.architecture = student
         self.teachers = [] if teacher is None else sources.teachers(teacher)
         self.weights = weights

@@ -6,6 +6,7 @@ import yaml
 
 from kdzoo import registry
 from kdzoo.datamodules.fashion_mnist import FashionMNIST
+from kdzoo.errors import UserError
 from kdzoo.image.supervised import Supervised
 from kdzoo.students.build import build
 from kdzoo.teachers.sources import Teacher, network_of
@@ -42,3 +43,8 @@ def test_a_student_starts_from_what_a_recipe_trains(tmp_path, monkeypatch):
     trained, _ = network_of(Teacher(recipe=str(tmp_path / "start.yaml")), FashionMNIST().spec)
     image = torch.rand(4, 1, 28, 28)
     assert torch.equal(method.student.eval()(image), trained.eval()(image))
+
+
+def test_an_unknown_recipe_is_said_before_a_teacher_is_trained():
+    with pytest.raises(UserError, match="supervised_tny"):
+        Supervised(student="cnn_14k", weights="recipe:supervised_tny")
