@@ -10,11 +10,10 @@ from math import prod
 from random import Random
 from typing import Any
 
-import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from kdzoo.errors import UserError
+from kdzoo.metrics.flops import flops
 
 Genes = tuple[int, ...]
 
@@ -76,13 +75,7 @@ class Found:
 
 def multiply_adds(network: nn.Module, spec: dict[str, Any]) -> float:
     """Multiply-adds of a forward pass of one image, in millions: what the field's tables call FLOPs."""
-    device = next(network.parameters()).device
-    image = torch.zeros(1, spec["channels"], *spec["image_size"], device=device)
-    training = network.training
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network.eval()(image)
-    network.train(training)
-    return counter.get_total_flops() / 2e6
+    return flops(network, spec) / 2e6
 
 
 def ageing_evolution(

@@ -65,6 +65,7 @@ class CATKD(Tapped):
         super().build(spec)
         if len(self.teacher.networks) > 1:
             raise UserError("cat_kd reads one teacher's classifier: give a single teacher.")
+        self.teacher.check_head()
         self.heads = LinearHead(self.student), LinearHead(self.teacher.networks[0])
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ from kdzoo.losses.logits import labelled_cross_entropy, soft_cross_entropy
 from kdzoo.optim import Optim
 from kdzoo.students.build import build
 from kdzoo.students.network import ImageNetwork
+from kdzoo.teachers import sources
 from kdzoo.teachers.sources import Teachers
 
 CARD = Card(
@@ -154,7 +155,8 @@ class LELP(Classifier):
 
     def make_student(self, spec: dict[str, Any]) -> None:
         """Make a student with all sub-classes as its outputs."""
-        fine = build(self.architecture, {**spec, "classes": spec["classes"] * self.subclasses}, self.weights)
+        fine_spec = {**spec, "classes": spec["classes"] * self.subclasses}
+        fine = build(self.architecture, fine_spec, sources.weights_file(self.weights))
         self.student = Merged(fine, self.subclasses, self.temperature)  # type: ignore[assignment]
 
     def build(self, spec: dict[str, Any]) -> None:
@@ -272,11 +274,12 @@ def linear_classifier(networks: tuple[Any, ...], classes: int) -> nn.Linear:
         raise UserError(
             f"lelp reads the embedding before a linear classifier, and '{name}' has none: take another one."
         )
-    if head.out_features == 1 and classes == 2:
+    outputs = head.out_features if networks[0].replaced is None else networks[0].replaced
+    if outputs == 1 and classes == 2:
         raise UserError(
             f"The teacher '{name}' has one logit for two classes, and lelp needs one for each: give its classifier a "
             "second row of zeros, whose softmax is the same sigmoid."
         )
-    if head.out_features != classes:
-        raise UserError(f"The teacher '{name}' has {head.out_features} logits, and the data have {classes} classes.")
+    if outputs != classes:
+        raise UserError(f"The teacher '{name}' has {outputs} logits, and the data have {classes} classes.")
     return head

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from kdzoo.card import Card
+from kdzoo.errors import UserError
 from kdzoo.image.tapped import Tapped
 from kdzoo.losses.features import hierarchical_context
 from kdzoo.losses.logits import labelled_cross_entropy
@@ -96,6 +97,12 @@ class ReviewKD(Tapped):
     def build(self, spec: dict[str, Any]) -> None:
         """Add a fusion for each level, from the deepest up."""
         super().build(spec)
+        for shape in (shape for pair in self.shapes for shape in pair):
+            if len(shape) not in (1, 3):
+                raise UserError(
+                    f"reviewkd reviews maps of features and pooled ones, and there is one of shape {list(shape)}: tap "
+                    "by number, or `pre_logits`."
+                )
         middle = min(512, self.shapes[-1][0][0])
         self.fusions = nn.ModuleList(
             Fusion(student[0], middle, teacher[0], deepest=level == 0)

@@ -108,6 +108,7 @@ class SimKD(Tapped):
         super().build(spec)
         if len(self.teacher.networks) > 1:
             raise UserError("simkd takes over one teacher's classifier: give a single teacher.")
+        self.teacher.check_head()
         teacher, [(student_shape, teacher_shape)] = self.teacher.networks[0], self.shapes
         classifier = copy.deepcopy(LinearHead(teacher).classifier).requires_grad_(False).train()
         height, width = (min(pair) for pair in zip(student_shape[1:], teacher_shape[1:]))

@@ -43,12 +43,16 @@ def similarity_preserving(student_feature: Tensor, teacher_feature: Tensor) -> T
     """`||G_s - G_t||_F^2 / B^2`, G the samples' inner products with rows of length 1. Source: arXiv 1907.09682, eq. 4.
 
     Args:
-        student_feature: [B, ...].
+        student_feature: [B, ...], B >= 2.
         teacher_feature: [B, ...], of another shape perhaps.
 
     Returns:
         A scalar, at least 0.
+
+    Raises:
+        UserError: B = 1.
     """
+    _need_pairs(student_feature, "sp")
     student, teacher = student_feature.flatten(1), teacher_feature.flatten(1)
     return mse_loss(normalize(student @ student.T, dim=1), normalize(teacher @ teacher.T, dim=1))
 
@@ -83,7 +87,7 @@ def relational_distance(student_feature: Tensor, teacher_feature: Tensor) -> Ten
     Raises:
         UserError: B = 1.
     """
-    _need_pairs(student_feature)
+    _need_pairs(student_feature, "rkd")
     return smooth_l1_loss(_distances(student_feature), _distances(teacher_feature))
 
 
@@ -102,7 +106,7 @@ def relational_angle(student_feature: Tensor, teacher_feature: Tensor) -> Tensor
     Raises:
         UserError: B = 1.
     """
-    _need_pairs(student_feature)
+    _need_pairs(student_feature, "rkd")
     return smooth_l1_loss(_angles(student_feature), _angles(teacher_feature))
 
 
@@ -118,7 +122,11 @@ def probabilistic_transfer(student_feature: Tensor, teacher_feature: Tensor, eps
 
     Returns:
         A scalar, at least 0 but for `eps`.
+
+    Raises:
+        UserError: B = 1.
     """
+    _need_pairs(student_feature, "pkt")
     student, teacher = _neighbours(student_feature), _neighbours(teacher_feature)
     return (teacher * ((teacher + eps).log() - (student + eps).log())).mean()
 
@@ -225,9 +233,9 @@ def one_size(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:
     return adaptive_avg_pool2d(student_map, size), adaptive_avg_pool2d(teacher_map, size)
 
 
-def _need_pairs(feature: Tensor) -> None:
+def _need_pairs(feature: Tensor, method: str) -> None:
     if len(feature) < 2:
-        raise UserError("rkd compares the samples of a batch, and this one has a single sample: batch_size >= 2.")
+        raise UserError(f"{method} compares the samples of a batch, and this one has a single sample: batch_size >= 2.")
 
 
 def _distances(feature: Tensor) -> Tensor:

@@ -68,7 +68,9 @@ def build(name: str, spec: dict[str, Any], weights: str | None = None) -> ImageN
     if found != spec["classes"]:
         log.info("%s: the head of %d classes is replaced by a new one of %d.", name, found, spec["classes"])
     mean, std = (_per_channel(config.get(key) or spec[key], spec["channels"]) for key in ("mean", "std"))
-    return _tried(ImageNetwork(name, network, mean, std), spec)
+    built = ImageNetwork(name, network, mean, std)
+    built.replaced = found if found != spec["classes"] else None
+    return _tried(built, spec)
 
 
 def check_name(name: str) -> None:

@@ -31,10 +31,15 @@ class ImageNetwork(nn.Module):
         network: the timm network, images [B, C, H, W] to logits [B, classes].
         mean: of the C channels, in the [0, 1] scale.
         std: of the C channels, in the [0, 1] scale, positive.
+
+    Attributes:
+        replaced: how many classes the weights had that it was built from, if its head is a new one in the place of
+            theirs (0: they had none); None if its head is theirs, or nothing was loaded.
     """
 
     mean: Tensor
     std: Tensor
+    replaced: int | None = None
 
     def __init__(self, architecture: str, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -116,7 +121,7 @@ class ImageNetwork(nn.Module):
                 raise UserError(f"'{self.architecture}' has no module '{path}' to tap.{hint}")
         if indices:
             if not hasattr(self.network, "forward_intermediates"):
-                raise UserError(f"'{self.architecture}' has no numbered taps: name a module path instead.")
+                raise UserError(f"'{self.architecture}' has no numbered taps, which are maps: name a module path.")
             count = len(self.network.feature_info)  # type: ignore[arg-type]
             for tap, index in indices.items():
                 if not -count <= index < count:

@@ -72,12 +72,25 @@ class FrozenTeacher(nn.Module):
         """Return the features at `taps`, `logits` among them; the networks run once, no further than the deepest."""
         if stored := self._stored(batch, taps):
             return stored
+        if "logits" in taps:
+            self.check_head()
         with self._frozen(batch):
             found = [self._run(network, self._inputs(batch), taps) for network in self._networks]
         mean = {
             tap: torch.stack([each[tap] for each in found]).mean(0) if len(found) > 1 else found[0][tap] for tap in taps
         }
         return {tap: value.float() if tap == "logits" else value for tap, value in mean.items()}
+
+    def check_head(self) -> None:
+        """Raise a `UserError` if a network's classifier is a new one, in the place of what its weights came with."""
+        for network in self._networks:
+            classes = getattr(network, "replaced", None)
+            if classes is not None:
+                raise UserError(
+                    f"The weights of the teacher '{network.architecture}' have a classifier of {classes} classes, "
+                    "which are not those of the data, and a new one has nothing to teach: train it on these classes "
+                    "first (kdzoo fit --model finetune), or take a method that reads its features alone."
+                )
 
     def tap_shapes(self, spec: dict[str, Any], taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tap without its batch axis.

@@ -218,6 +218,7 @@ def _from_checkpoint(path: Path, spec: dict[str, Any]) -> ImageNetwork:
     head = next((name for name, module in network.named_modules() if module is body.get_classifier()), None)
     if head and not any(name.startswith(f"{head}.") for name in weights):
         body.reset_classifier(0)  # a pre-training's network has no head
+        network.replaced = 0
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

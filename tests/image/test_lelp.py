@@ -4,6 +4,7 @@ import onnxruntime
 import pytest
 import torch
 from lightning import Trainer, seed_everything
+from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from kdzoo.datamodules.fashion_mnist import FashionMNIST
@@ -118,6 +119,11 @@ def test_the_export_sums_the_sub_classes(tmp_path):
     torch.testing.assert_close(torch.from_numpy(logits), method.student(image), atol=1e-5, rtol=1e-4)
 
 
+def test_a_student_may_start_from_a_recipe():
+    with untrained_teachers():
+        LELP("cnn_14k", TEACHER, subclasses=4, weights="recipe:supervised_tiny").build_for(FashionMNIST(groups=2).spec)
+
+
 def test_purity_is_that_of_the_most_frequent_finer_class():
     method = fitted()
     part = FashionMNIST(groups=2, batch_size=500)
@@ -136,8 +142,12 @@ def test_purity_is_that_of_the_most_frequent_finer_class():
     assert logged["test/purity"] == pytest.approx(expected)
 
 
-def test_what_does_not_fit_is_said():
+def test_what_does_not_fit_is_said(tmp_path):
     spec = FashionMNIST(groups=2).spec
+    save_file(build("cnn_14k", {**spec, "classes": 1}).network.state_dict(), tmp_path / "binary.safetensors")
+    binary = Teacher(timm="cnn_14k", weights=str(tmp_path / "binary.safetensors"))
+    with pytest.raises(UserError, match=r"'cnn_14k' has one logit for two classes.*second row of zeros"):
+        LELP("cnn_14k", binary).build_for(spec)
     one_column = build("cnn_14k", {**spec, "classes": 1})
     with pytest.raises(UserError, match=r"'cnn_14k' has one logit for two classes.*second row of zeros"):
         linear_classifier((one_column,), 2)

@@ -7,9 +7,11 @@ from lightning import Trainer
 from kdzoo.datamodules.fashion_mnist import FashionMNIST
 from kdzoo.datamodules.random_like import RandomLike
 from kdzoo.errors import UserError
+from kdzoo.image.crd import CRD
 from kdzoo.image.memory import SampleMemory
 from kdzoo.image.ps_kd import PSKD
 from kdzoo.losses.logits import soft_cross_entropy
+from kdzoo.teachers.sources import Teacher, untrained_teachers
 
 SPEC = {"classes": 5, "channels": 1, "image_size": [28, 28], "mean": [0.3], "std": [0.3]}
 SPEC["keys"] = {
@@ -65,16 +67,23 @@ def test_rows_are_read_and_written_by_index():
         SampleMemory({"keys": {}}, torch.zeros(1, 3))
 
 
-def test_a_memory_of_other_data_is_refused(tmp_path):
+def self_distilled() -> PSKD:
+    return PSKD("cnn_14k")
+
+
+def contrasted() -> CRD:
+    return CRD("cnn_14k", Teacher(timm="cnn_14k", weights="none.safetensors"), negatives=8, width=4)
+
+
+@pytest.mark.parametrize("make", [self_distilled, contrasted])
+def test_a_memory_of_other_data_is_refused(make, tmp_path):
     few = {"labelled": 64, "unlabelled": "drop", "batch_size": 32}
-    first = trainer(max_steps=2, enable_checkpointing=False)
-    first.fit(PSKD("cnn_14k"), datamodule=FashionMNIST(**few))
-    first.save_checkpoint(tmp_path / "run.ckpt")
-    with pytest.raises(UserError, match="remembers 64 samples, and the training data have 96"):
-        trainer(max_steps=4).fit(
-            PSKD("cnn_14k"), datamodule=FashionMNIST(**few | {"labelled": 96}), ckpt_path=tmp_path / "run.ckpt"
-        )
-    with pytest.raises(UserError, match="remembers every sample of other training data"):
-        trainer(max_steps=4).fit(
-            PSKD("cnn_14k"), datamodule=FashionMNIST(**few, split_seed=1), ckpt_path=tmp_path / "run.ckpt"
-        )
+    resumed = {"ckpt_path": tmp_path / "run.ckpt", "weights_only": True}
+    with untrained_teachers():
+        first = trainer(max_steps=2, enable_checkpointing=False)
+        first.fit(make(), datamodule=FashionMNIST(**few))
+        first.save_checkpoint(tmp_path / "run.ckpt")
+        with pytest.raises(UserError, match="remembers 64 samples, and the training data have 96"):
+            trainer(max_steps=4).fit(make(), datamodule=FashionMNIST(**few | {"labelled": 96}), **resumed)
+        with pytest.raises(UserError, match="remembers every sample of other training data"):
+            trainer(max_steps=4).fit(make(), datamodule=FashionMNIST(**few, split_seed=1), **resumed)

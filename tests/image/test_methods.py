@@ -3,14 +3,17 @@
 import pytest
 import torch
 from lightning import Trainer
+from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy, kl_div
 
 from kdzoo.datamodules.random_like import RandomLike
 from kdzoo.errors import UserError
 from kdzoo.image.at import AT
 from kdzoo.image.born_again import BornAgain
+from kdzoo.image.cat_kd import CATKD
 from kdzoo.image.crd import CRD
 from kdzoo.image.deit_token import DeiTToken
+from kdzoo.image.dist import DIST
 from kdzoo.image.dkd import DKD
 from kdzoo.image.dml import DML
 from kdzoo.image.fitnet import FitNet
@@ -19,8 +22,13 @@ from kdzoo.image.linear_head import LinearHead
 from kdzoo.image.meal_v2 import MEALV2
 from kdzoo.image.mgd import MGD
 from kdzoo.image.nkd import NKD
+from kdzoo.image.nst import NST
 from kdzoo.image.ofa_kd import OFAKD
+from kdzoo.image.pkt import PKT
+from kdzoo.image.reviewkd import ReviewKD
+from kdzoo.image.rkd import RKD
 from kdzoo.image.simkd import SimKD
+from kdzoo.image.sp import SP
 from kdzoo.image.supervised import Supervised
 from kdzoo.image.takd import TAKD
 from kdzoo.image.vid import VID
@@ -165,6 +173,61 @@ def test_features_of_another_kind_or_place_are_refused():
         LinearHead(build("vit_48x4_patch4_28", SPEC))
     with pytest.raises(UserError, match="has no distillation token"):
         built(subclass(DeiTToken)("vit_48x4_patch4_28", TEACHER))
+
+
+MAPLESS = {"student_taps": ("fc1",), "teacher_taps": ("1",)}
+
+
+@pytest.mark.parametrize(
+    ("cls", "taps"),
+    [
+        (AT, MAPLESS),
+        (NST, MAPLESS),
+        (VID, MAPLESS),
+        (MGD, {"student_tap": "fc1"}),
+        (CATKD, {}),
+        (SimKD, {}),
+        (FitNet, {"student_tap": "fc1"}),
+        (OFAKD, {"taps": ("fc1",)}),
+    ],
+)
+def test_a_student_without_maps_is_refused_where_maps_are_compared(cls, taps):
+    with pytest.raises(UserError, match=r"of shape \[32\].*: tap .*") as told:
+        built(subclass(cls)("mlp_32", TEACHER, **taps))
+    assert "\n" not in str(told.value)
+    with pytest.raises(UserError, match=r"'mlp_32' has no numbered taps, which are maps: name a module path\."):
+        built(subclass(AT)("mlp_32", TEACHER))
+
+
+def test_reviewkd_takes_maps_and_pooled_features_alone():
+    with pytest.raises(UserError, match=r"one of shape \[50, 48\]: tap by number, or `pre_logits`"):
+        built(subclass(ReviewKD)("vit_48x4_patch4_28", TEACHER, student_taps=("blocks.0",), teacher_taps=("1",)))
+
+
+@pytest.mark.parametrize("cls", [RKD, DIST, SP, PKT])
+def test_a_batch_of_one_has_nothing_to_compare(cls, batch):
+    method = built(subclass(cls)("cnn_14k", TEACHER))
+    name = cls.__name__.lower()
+    with pytest.raises(UserError, match=rf"{name} .* the samples of a batch, and this one has a single sample"):
+        method.losses({key: value[:1] for key, value in batch.items()})
+    assert all(term.isfinite() for term in method.losses({key: value[:2] for key, value in batch.items()}).values())
+
+
+def test_a_new_classifier_does_not_teach(batch, tmp_path):
+    """Weights of other classes are a teacher of features, not of these classes."""
+    save_file(build("cnn_14k", {**SPEC, "classes": 3}).network.state_dict(), tmp_path / "three.safetensors")
+    other = Teacher(timm="cnn_14k", weights=str(tmp_path / "three.safetensors"))
+    message = r"teacher 'cnn_14k' have a classifier of 3 classes.*train it on these classes first.*features alone"
+    for cls in (SimKD, CATKD):
+        with pytest.raises(UserError, match=message):
+            subclass(cls)("cnn_14k", other).build_for(SPEC)
+    method = subclass(KD)("cnn_14k", other)
+    method.build_for(SPEC)
+    with pytest.raises(UserError, match=message):
+        method.losses(batch)
+    method = subclass(AT)("cnn_14k", other)
+    method.build_for(SPEC)
+    assert method.losses(batch)["at"].isfinite()
 
 
 def test_vid_trains_its_variances(batch):

@@ -116,7 +116,7 @@ def test_relations_of_equal_samples_have_a_gradient():
     assert torch.isfinite(feature.grad).all()
 
 
-@pytest.mark.parametrize("loss", [relational_distance, relational_angle])
+@pytest.mark.parametrize("loss", [relational_distance, relational_angle, similarity_preserving, probabilistic_transfer])
 def test_one_sample_has_no_relations(loss):
     with pytest.raises(UserError, match="a single sample: batch_size >= 2"):
         loss(torch.randn(1, 3), torch.randn(1, 3))
