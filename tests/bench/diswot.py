@@ -122,14 +122,14 @@ def main() -> int:
     console.print(f"a score costs {score_seconds:.2f} CPU-seconds ({INITS} random states), a distillation {short}")
     looked = f"{len(search.scores)} of {len(space)} architectures"
     console.print(f"evolution found {search.best}, rank {rank} of {len(space)} by score, with {looked} scored")
-    for kind in ("sum", "relation"):
-        console.print(f"tau's bound above zero by {kind}: " + ("holds" if taus[kind][1] > 0 else "not reached"))
-    passed = taus["relation"][1] > 0  # the score of `diswot_tiny`
+    passed = {kind: taus[kind][1] > 0 for kind in ("sum", "relation")}  # the paper's score, that of `diswot_tiny`
+    for kind, holds in passed.items():
+        console.print(f"tau's bound above zero by {kind}: " + ("holds" if holds else "not reached"))
     if options.json:
         record: dict[str, Any] = {"tau": taus, "accuracies": accuracies, "scores": parts, "multiply_adds_m": costs}
         record |= {"score_cpu_seconds": score_seconds, "training_cpu_seconds": train_seconds, "passed": passed}
         options.json.write_text(json.dumps(record, indent=1))
-    return 0 if passed else 1
+    return 0 if all(passed.values()) else 1
 
 
 if __name__ == "__main__":
