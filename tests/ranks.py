@@ -27,6 +27,7 @@ from kdzoo.datamodules.provenance import Provenance
 from kdzoo.datamodules.scenes import Scenes
 from kdzoo.datamodules.sr_folder import SRFolder
 from kdzoo.image.kd import KD
+from kdzoo.image.memory import SampleMemory
 from kdzoo.method import Method
 from kdzoo.short_names import class_path
 from kdzoo.teachers import fill, store
@@ -93,7 +94,8 @@ def run(method: Method, datamodule: LightningDataModule) -> dict[str, Any]:
     trainer.fit(method, datamodule=datamodule)
     scores = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
     total = sum(float(parameter.detach().double().sum()) for parameter in method.parameters())
-    return {"losses": losses.found, "scores": scores, "weights": everywhere(total)}
+    memories = [module.rows.tolist() for module in method.modules() if isinstance(module, SampleMemory)]
+    return {"losses": losses.found, "scores": scores, "weights": everywhere(total), "memories": everywhere(memories)}
 
 
 def everywhere(value: Any) -> list[Any]:

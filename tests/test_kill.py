@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,21 +21,41 @@ from kdzoo.teachers.store import Store
 TRAINER = {"accelerator": "cpu", "log_every_n_steps": 5}
 
 
-def with_a_store(folder: Path) -> Path:
-    """`kd` from a recipe through a store, in a few seconds of each; shuffled, augmented, with accumulated gradients."""
+def recipe(folder: Path) -> str:
+    """A teacher that trains in a few seconds."""
     teacher = yaml.safe_load(find_config("teacher_fmnist_small").read_text())
     teacher["model"]["init_args"]["student"] = "cnn_14k"
     teacher["trainer"] = {**TRAINER, "max_epochs": 2}
     teacher["save_every"] = 0.0
     (folder / "kill_teacher.yaml").write_text(yaml.safe_dump(teacher))
-    student = yaml.safe_load(find_config("kd_tiny").read_text())
-    recipe = {"recipe": str(folder / "kill_teacher.yaml"), "store": "fp32", "views": 3}
-    student["model"]["init_args"]["teacher"] = recipe
-    student["data"]["init_args"] = {"labelled": 1000, "batch_size": 64, "num_workers": 1}
-    student["trainer"] = {**TRAINER, "max_epochs": 3, "accumulate_grad_batches": 2}
-    student["save_every"] = 0.0  # a checkpoint whenever the metrics are written
-    (folder / "kill_kd.yaml").write_text(yaml.safe_dump(student))
-    return folder / "kill_kd.yaml"
+    return str(folder / "kill_teacher.yaml")
+
+
+def student(folder: Path, name: str, **arguments: Any) -> Path:
+    """A method in a few seconds; shuffled, augmented, with accumulated gradients."""
+    config = yaml.safe_load(find_config(f"{name}_tiny").read_text())
+    config["model"]["init_args"] |= {"student": "cnn_14k", **arguments}
+    config["data"]["init_args"] = {"labelled": 1000, "batch_size": 64, "num_workers": 1}
+    config["trainer"] = {**TRAINER, "max_epochs": 3, "accumulate_grad_batches": 2}
+    config["save_every"] = 0.0  # a checkpoint whenever the metrics are written
+    (folder / f"kill_{name}.yaml").write_text(yaml.safe_dump(config))
+    return folder / f"kill_{name}.yaml"
+
+
+def with_a_store(folder: Path) -> Path:
+    """`kd` from a recipe through a store."""
+    return student(folder, "kd", teacher={"recipe": recipe(folder), "store": "fp32", "views": 3})
+
+
+def with_memories(folder: Path) -> Path:
+    """`crd`, whose memories are in the checkpoint, from features of a store."""
+    teacher = {"recipe": recipe(folder), "store": "fp32", "views": 3, "outputs": ["logits", "pre_logits"]}
+    return student(folder, "crd", teacher=teacher, negatives=16)
+
+
+def by_itself(folder: Path) -> Path:
+    """`ps_kd`, which remembers its own predictions and has no teacher."""
+    return student(folder, "ps_kd")
 
 
 def with_experts(folder: Path) -> Path:
@@ -49,7 +70,7 @@ def with_experts(folder: Path) -> Path:
     return folder / "kill_ftd.yaml"
 
 
-@pytest.fixture(scope="module", params=[with_a_store, with_experts])
+@pytest.fixture(scope="module", params=[with_a_store, with_experts, with_memories, by_itself])
 def config(request, tmp_path_factory) -> Path:
     return request.param(tmp_path_factory.mktemp("configs"))
 
@@ -92,6 +113,9 @@ def check(run: Path, expected: Path) -> None:
             assert torch.equal(load_file(run / "export" / file.name)[name], tensor), name
     first, second = (torch.load(each / "checkpoints" / "last.ckpt", weights_only=True) for each in (run, expected))
     assert first["global_step"] == second["global_step"]
+    assert first["state_dict"].keys() == second["state_dict"].keys()  # with what a method remembers of the samples
+    for name, tensor in second["state_dict"].items():
+        assert torch.equal(first["state_dict"][name], tensor), name
     for name, tensor in second["optimizer_states"][0]["state"][0].items():
         assert torch.equal(torch.as_tensor(first["optimizer_states"][0]["state"][0][name]), torch.as_tensor(tensor))
     assert (run / "metrics.csv").read_text() == (expected / "metrics.csv").read_text()
@@ -104,6 +128,7 @@ def check(run: Path, expected: Path) -> None:
     kept = [cached(cache) for cache in caches]
     assert kept[0].keys() == kept[1].keys()
     assert kept[0] == kept[1]
+    assert bool(kept[1]) != (expected.parent.name == "ps_kd")  # which has neither a teacher nor experts
     assert not list(run.rglob("*.tmp"))
     assert not list(run.parents[2].glob("cache/*/*.training"))
 
@@ -113,11 +138,10 @@ def without_times(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def cached(cache: Path) -> dict[str, bytes]:
-    """The rows of the stores and the snapshots of the experts, by their place in the cache."""
+    """The rows of the stores and the snapshots of the experts, by their place in the cache, if there are any."""
     stores = [Store.at(file.parent) for file in cache.glob("stores/*/store.json")]
     files = [store.rows(*file).path for store in stores for file in store.found()]
     files += cache.glob("trajectories/*/*.safetensors")
-    assert files
     return {str(file.relative_to(cache)): file.read_bytes() for file in files}
 
 

@@ -60,6 +60,17 @@ def test_two_processes_do_what_one_does(runs, name):
         assert two[name]["scores"][score] == pytest.approx(value, rel=1e-4), score
 
 
+@pytest.mark.parametrize("name", ["crd", "ps_kd"])
+def test_a_memory_of_samples_is_the_same_on_both_ranks(runs, name):
+    first, second = runs[2][0][name]["memories"]
+    (alone,) = runs[1][0][name]["memories"]
+    assert first == second
+    assert len(first) == {"crd": 2, "ps_kd": 1}[name]
+    for memory, expected in zip(first, alone, strict=True):
+        np.testing.assert_allclose(memory, expected, rtol=1e-3, atol=1e-5)
+        assert np.ptp(memory, axis=0).min() > 0  # something was written
+
+
 def test_the_ranks_fill_the_store_together_each_row_once(runs, monkeypatch):
     monkeypatch.setattr(store, "BLOCK", 64)  # as in the script
     stores = {
