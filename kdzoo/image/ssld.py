@@ -98,8 +98,8 @@ class SSLD(Classifier):
         return self.optim.configure(trained, self.total_steps, factor=self.factor if self.finetune else None)
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return `divergence`, in stage 2 of the labelled set's images alone."""
-        if self.progress >= 1 - self.finetune:
+        """Return `divergence`, in stage 2 of the labelled set's images alone; data without any labels have no pool."""
+        if self.progress >= 1 - self.finetune and (self.spec or {}).get("labelled", True):
             own = batch["label"] >= 0
             if not own.any():  # distributed training waits for every parameter
                 return {"divergence": 0 * self.student(batch["image"]).sum()}

@@ -69,6 +69,15 @@ def test_stage_2_is_on_the_labelled_sets_images_alone(batch):
     term.backward()
 
 
+def test_data_without_labels_have_no_pool(batch):
+    second = built(0.9, finetune=0.2)
+    batch["label"][:] = -1
+    second.spec["labelled"] = False  # as of photographs of one's own
+    (term,) = second.losses(batch).values()
+    expected = literal(second.student(batch["image"]), second.teacher(batch))
+    assert term.item() == pytest.approx(expected, rel=1e-4)
+
+
 def test_each_stage_has_its_own_schedule():
     method = built(0.0, finetune=0.25, finetune_lr=0.01, optim=Optim(lr=2.0, schedule="cosine"))
     method._total_steps = 40

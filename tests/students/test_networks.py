@@ -30,6 +30,9 @@ def spec(channels: int = 3, classes: int = 10, size: tuple[int, int] = (32, 32))
         ("cifar_resnet32x4", 3, 100, 7_433_860),
         ("cifar_wrn_16_2", 3, 100, 703_284),
         ("cifar_wrn_40_2", 3, 100, 2_255_156),
+        ("resnet18", 3, 1000, 11_689_512),
+        ("resnet34", 3, 1000, 21_797_672),
+        ("resnet50", 3, 1000, 25_557_032),
     ],
 )
 def test_parameter_count(name, channels, classes, count):
