@@ -19,6 +19,7 @@ from kdzoo.registry import find_config
 from kdzoo.teachers.store import Store
 
 TRAINER = {"accelerator": "cpu", "log_every_n_steps": 5}
+FEW = {"labelled": 3000, "unlabelled": "drop"}
 
 
 def recipe(folder: Path) -> str:
@@ -31,11 +32,11 @@ def recipe(folder: Path) -> str:
     return str(folder / "kill_teacher.yaml")
 
 
-def student(folder: Path, name: str, **arguments: Any) -> Path:
+def student(folder: Path, name: str, data: dict[str, Any], **arguments: Any) -> Path:
     """A method in a few seconds; shuffled, augmented, with accumulated gradients."""
     config = yaml.safe_load(find_config(f"{name}_tiny").read_text())
     config["model"]["init_args"] |= {"student": "cnn_14k", **arguments}
-    config["data"]["init_args"] = {"labelled": 1000, "batch_size": 64, "num_workers": 1}
+    config["data"]["init_args"] = {**data, "batch_size": 64, "num_workers": 1}
     config["trainer"] = {**TRAINER, "max_epochs": 3, "accumulate_grad_batches": 2}
     config["save_every"] = 0.0  # a checkpoint whenever the metrics are written
     (folder / f"kill_{name}.yaml").write_text(yaml.safe_dump(config))
@@ -44,18 +45,19 @@ def student(folder: Path, name: str, **arguments: Any) -> Path:
 
 def with_a_store(folder: Path) -> Path:
     """`kd` from a recipe through a store."""
-    return student(folder, "kd", teacher={"recipe": recipe(folder), "store": "fp32", "views": 3})
+    teacher = {"recipe": recipe(folder), "store": "fp32", "views": 3}
+    return student(folder, "kd", {"labelled": 1000}, teacher=teacher)
 
 
 def with_memories(folder: Path) -> Path:
     """`crd`, whose memories are in the checkpoint, from features of a store."""
     teacher = {"recipe": recipe(folder), "store": "fp32", "views": 3, "outputs": ["logits", "pre_logits"]}
-    return student(folder, "crd", teacher=teacher, negatives=16)
+    return student(folder, "crd", FEW, teacher=teacher, negatives=16)
 
 
 def by_itself(folder: Path) -> Path:
     """`ps_kd`, which remembers its own predictions and has no teacher."""
-    return student(folder, "ps_kd")
+    return student(folder, "ps_kd", FEW)
 
 
 def with_experts(folder: Path) -> Path:
