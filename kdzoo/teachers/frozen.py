@@ -69,7 +69,11 @@ class FrozenTeacher(nn.Module):
         return self.features(batch, ["logits"])["logits"]
 
     def features(self, batch: dict[str, Tensor], taps: Sequence[str]) -> dict[str, Tensor]:
-        """Return the features at `taps`, `logits` among them; the networks run once, no further than the deepest."""
+        """Return the features at `taps`, `logits` among them; the networks run once, no further than the deepest.
+
+        Raises:
+            UserError: `logits` of a classifier that is not the weights' own.
+        """
         if stored := self._stored(batch, taps):
             return stored
         if "logits" in taps:

@@ -32,7 +32,8 @@ class Teacher:
         set: Changes to the recipe's config, as {dotted key: value}.
         checkpoint: A run's folder, its export folder, or a `.ckpt` file.
         timm: A timm architecture; needs `weights`.
-        weights: For `timm`: `pretrained`, or a file of weights (safetensors, or a torch file of plain tensors).
+        weights: For `timm`: `pretrained`, or a file of weights (safetensors, or a torch file of plain tensors); of the
+            data's classes, unless its features alone teach.
         dtype: Precision of its forward pass; None follows the Trainer's.
         store: Keep its outputs on the training part on disk and read them instead of running it, in this precision.
         views: With a store: how many different augmentations of a sample there are; as many as epochs is exact.

@@ -29,6 +29,7 @@ def test_a_checkpoint_gives_back_the_network(name, headless, tmp_path):
     image = torch.rand(2, 3, 32, 32)
     assert torch.equal(found.eval()(image), network(image))
     assert scores == {}
+    assert found.replaced == (0 if headless else None)
 
 
 def test_a_student_starts_from_what_a_recipe_trains(tmp_path, monkeypatch):
