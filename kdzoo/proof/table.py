@@ -112,7 +112,7 @@ def markdown(family: str | None, names: Sequence[str] = ()) -> str:
 
 
 def side_by_side(group: Sequence[Proof]) -> str:
-    """Write a table with a line for each common baseline and each method; costs are CPU-seconds over the first's."""
+    """Write a table: a line for each baseline of several, and for each method; costs are CPU-seconds over the first's."""
     first = group[0]
     metrics, reference = first.recorded["metrics"], first.reference
     heads = (f"- {reference} [95 %]", "cost", "further", "proof")
@@ -126,12 +126,13 @@ def side_by_side(group: Sequence[Proof]) -> str:
         scores = (spread(found, arm, metric) for metric in metrics)
         return [name, *scores, "" if arm == reference else effect(found, gain), f"{cost:.2f}", further, said]
 
-    def values(proof: Proof, arm: str) -> Any:
-        return proof.recorded["arms"].get(arm, {}).get("values")
-
-    for arm in first.recorded["arms"]:
-        if arm != TEACHER and all(values(proof, arm) == values(first, arm) for proof in group):
-            lines.append(line(arm, arm, first, [], ""))
+    runs: dict[str, tuple[str, list[Proof]]] = {}  # an arm's name and values -> the name, and the benches that have it
+    for proof in group:
+        for arm, found in proof.recorded["arms"].items():
+            runs.setdefault(json.dumps([arm, found["values"]]), (arm, []))[1].append(proof)
+    for arm, having in runs.values():
+        if arm != TEACHER and len(having) >= ALIKE:
+            lines.append(line(arm, arm, having[0], [], ""))
     for proof in sorted(group, key=lambda p: -(p.recorded["arms"][p.subject]["mean"][metrics[0]] or -math.inf)):
         rows = [*proof.recorded["criteria"][1:], *proof.recorded["rows"]]
         lines.append(line(proof.name, proof.subject, proof, rows, proof.verdict))
