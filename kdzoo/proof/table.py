@@ -112,7 +112,7 @@ def markdown(family: str | None, names: Sequence[str] = ()) -> str:
 
 
 def side_by_side(group: Sequence[Proof]) -> str:
-    """Write a table: a line for each baseline of several, and for each method; costs are CPU-seconds over the first's."""
+    """Write a table: a line for each shared baseline and each method; costs are CPU-seconds over the first's."""
     first = group[0]
     metrics, reference = first.recorded["metrics"], first.reference
     heads = (f"- {reference} [95 %]", "cost", "further", "proof")
