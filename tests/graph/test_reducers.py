@@ -7,8 +7,8 @@ from scipy.sparse import csr_matrix
 
 from kdzoo import registry
 from kdzoo.errors import UserError
-from kdzoo.graph.reducers import budget, induced, make_reducer, shares
-from kdzoo.graph.reducers.coarsening import VariationNeighbourhoods, smooth_signals, variation
+from kdzoo.graph.reducers import budget, coarsening, induced, make_reducer, shares
+from kdzoo.graph.reducers.coarsening import VariationNeighbourhoods, variation
 from kdzoo.graph.reducers.partition import smooth_features
 
 
@@ -100,33 +100,35 @@ def test_partition_is_the_minimum(graph):
     torch.testing.assert_close(plain["x"][plain["label"] == 3][0], rare, rtol=1e-4, atol=1e-4)
 
 
-def test_variation_against_matrices():
+def test_variation_against_matrices(monkeypatch):
     random = np.random.default_rng(0)
     dense = np.triu(random.random((8, 8)) * (random.random((8, 8)) > 0.4), 1)
     dense = dense + dense.T
-    signals, nodes = random.standard_normal((8, 3)), np.array([1, 4, 6])
-    inside = dense[np.ix_(nodes, nodes)]
-    laplacian = np.diag(2 * dense.sum(1)[nodes] - inside.sum(1)) - inside
-    project = np.eye(3) - np.full((3, 3), 1 / 3)
-    expected = np.linalg.norm((project @ signals[nodes]).T @ laplacian @ project @ signals[nodes]) / 2
-    assert variation(csr_matrix(dense), dense.sum(1), signals, nodes) == pytest.approx(expected)
+    signals, degree = random.standard_normal((8, 3)), dense.sum(1)
 
+    def by_matrices(nodes):
+        inside = dense[np.ix_(nodes, nodes)]
+        laplacian = np.diag(2 * degree[nodes] - inside.sum(1)) - inside
+        project = np.eye(len(nodes)) - np.full((len(nodes), len(nodes)), 1 / len(nodes))
+        form = (project @ signals[nodes]).T @ laplacian @ project @ signals[nodes]
+        return np.linalg.norm(form) / (len(nodes) - 1)
 
-def test_neighbourhoods_come_by_what_they_cost():
-    """Nodes with one neighbour have a formula of their own."""
-    random = np.random.default_rng(0)
-    dense = np.diag(random.random(9), 1) * (random.random((10, 10)) > 0.2)
-    dense[0, 2:5] = 1
-    adjacency = csr_matrix(dense + dense.T)
-    degree = np.asarray(adjacency.sum(1)).ravel()
-    assert {1, 2} < set(np.diff(adjacency.indptr).tolist())
-    torch.manual_seed(3)
-    signals = smooth_signals(adjacency)
-    torch.manual_seed(3)
-    found = [variation(adjacency, degree, signals, nodes) for nodes in VariationNeighbourhoods().proposals(adjacency)][
-        : int((np.diff(adjacency.indptr) > 0).sum())
-    ]
-    assert found == pytest.approx(sorted(found))
+    sets = [[1, 4, 6], [0, 1], [2, 3, 4, 5, 7], [6, 7]]
+    held = np.zeros((4, 8))
+    for row, nodes in zip(held, sets):
+        row[nodes] = 1
+    found = variation(csr_matrix(dense), degree, signals, csr_matrix(held))
+    assert found == pytest.approx([by_matrices(nodes) for nodes in sets])
+    # Neighbourhoods come by what they cost, whether their nodes have a formula of their own or not, in pieces or not.
+    dense[6, :] = dense[:, 6] = 0
+    dense[6, 1] = dense[1, 6] = 0.5
+    degree = dense.sum(1)
+    monkeypatch.setattr(coarsening, "smooth_signals", lambda adjacency: signals)
+    whole = [set(nodes.tolist()) for nodes in VariationNeighbourhoods().proposals(csr_matrix(dense))]
+    expected = [[*np.flatnonzero(row).tolist(), node] for node, row in enumerate(dense)]
+    assert whole == [set(nodes) for nodes in sorted(expected, key=lambda nodes: by_matrices(sorted(nodes)))]
+    monkeypatch.setattr(coarsening, "AT_ONCE", 5)
+    assert [set(nodes.tolist()) for nodes in VariationNeighbourhoods().proposals(csr_matrix(dense))] == whole
 
 
 def test_coarsening_by_hand():

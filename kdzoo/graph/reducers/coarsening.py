@@ -12,16 +12,16 @@ signals that a lazy walk has smoothed, whose cost is linear in the edges.
 """
 
 from collections.abc import Iterable
-from itertools import pairwise
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix, diags
+from scipy.sparse import csr_matrix, diags, identity
 
 from kdzoo.graph.reducers import Graph, Reducer, budget, shares
 from kdzoo.selection import k_center
 
 SIGNALS, STEPS = 10, 20  # test signals, and how long they are smoothed
+AT_ONCE = 200_000  # entries of the adjacency that costs are counted of in one piece
 
 
 class Coarsening(Reducer):
@@ -102,38 +102,52 @@ class VariationNeighbourhoods(Coarsening):
     """Contracts neighbourhoods that smooth signals do not tell apart."""
 
     def proposals(self, adjacency: csr_matrix) -> Iterable[np.ndarray]:
-        """Every node with its neighbours, by `variation`."""
+        """Every node with its neighbours, by `variation`; a node without one has nobody to be contracted with."""
         degree, signals = np.asarray(adjacency.sum(1)).ravel(), smooth_signals(adjacency)
-        pointer, neighbours = adjacency.indptr, adjacency.indices
-        sets = [np.append(neighbours[a:b], node) for node, (a, b) in enumerate(pairwise(pointer))]
-        costs = np.full(len(sets), np.inf)
-        sizes = np.diff(pointer)
+        pointer, neighbours, sizes = adjacency.indptr, adjacency.indices, np.diff(adjacency.indptr)
+        costs = np.full(len(sizes), np.inf)
         ends = np.flatnonzero(sizes == 1)  # with one neighbour: the formula is (d_i + d_j) |s_i - s_j|^2 / 2
         joined = neighbours[pointer[ends]]
         costs[ends] = (degree[ends] + degree[joined]) * ((signals[ends] - signals[joined]) ** 2).sum(1) / 2
-        for node in np.flatnonzero(sizes > 1):
-            costs[node] = variation(adjacency, degree, signals, sets[node])
-        return [sets[node] for node in np.argsort(costs, kind="stable")]
+        within = csr_matrix(adjacency + identity(len(sizes)))  # whose rows name the sets
+        many = np.flatnonzero(sizes > 1)
+        entries = np.cumsum((within != 0) @ sizes.astype(np.float64)[:, None], axis=0)[many, 0]  # that are looked at
+        for part in np.split(many, np.flatnonzero(np.diff(entries // AT_ONCE)) + 1):
+            costs[part] = variation(adjacency, degree, signals, within[part])
+        order = np.argsort(costs, kind="stable")
+        start, members = within.indptr.tolist(), within.indices
+        return (members[start[node] : start[node + 1]] for node in order[: (sizes > 0).sum()].tolist())
 
 
-def variation(adjacency: csr_matrix, degree: np.ndarray, signals: np.ndarray, nodes: np.ndarray) -> float:
-    """What contracting a set costs: the formula above, of test signals [N, K]."""
-    nodes = np.sort(nodes)
-    centred = signals[nodes] - signals[nodes].mean(0)
-    # The edges inside, out of the rows as they are: slices of a sparse matrix take ten times as long.
-    starts = adjacency.indptr[nodes]
+def variation(adjacency: csr_matrix, degree: np.ndarray, signals: np.ndarray, sets: csr_matrix) -> np.ndarray:
+    """What contracting each of some sets of two nodes or more costs, [S]: the formula above.
+
+    Args:
+        adjacency: [N, N], without loops.
+        degree: [N].
+        signals: Test signals [N, K].
+        sets: [S, N], not zero at each set's nodes.
+    """
+    sets.sort_indices()
+    sizes, nodes = np.diff(sets.indptr), sets.indices
+    of = np.repeat(np.arange(len(sizes)), sizes)  # which set a member is of
+    first = sets.indptr[:-1]
+    centred = signals[nodes] - (np.add.reduceat(signals[nodes], first) / sizes[:, None])[of]  # [members, K]
+    # The edges of all members, then those of them that stay inside.
+    starts = adjacency.indptr[nodes].astype(np.int64)
     counts = adjacency.indptr[nodes + 1] - starts
     entries = np.arange(counts.sum()) + np.repeat(starts - (counts.cumsum() - counts), counts)
-    column = np.searchsorted(nodes, adjacency.indices[entries]).clip(max=len(nodes) - 1)
-    inside = nodes[column] == adjacency.indices[entries]
-    row, column, weight = (
-        np.repeat(np.arange(len(nodes)), counts)[inside],
-        column[inside],
-        adjacency.data[entries[inside]],
-    )
-    diagonal = 2 * degree[nodes] - np.bincount(row, weight, len(nodes))
-    form = centred.T @ (diagonal[:, None] * centred) - (weight[:, None] * centred[row]).T @ centred[column]
-    return float(np.linalg.norm(form)) / (len(nodes) - 1)
+    row = np.repeat(np.arange(len(nodes)), counts)
+    member = of * np.int64(len(degree)) + nodes  # ascending
+    wanted = of[row] * np.int64(len(degree)) + adjacency.indices[entries]
+    column = np.searchsorted(member, wanted).clip(max=len(member) - 1)
+    inside = member[column] == wanted
+    shape = (len(nodes), len(nodes))
+    weights = csr_matrix((adjacency.data[entries[inside]], (row[inside], column[inside])), shape=shape)
+    diagonal = 2 * degree[nodes] - np.asarray(weights.sum(1)).ravel()
+    bent = diagonal[:, None] * centred - weights @ centred  # L_C B
+    form = np.add.reduceat(centred[:, :, None] * bent[:, None], first)  # [S, K, K]
+    return np.linalg.norm(form, axis=(1, 2)) / (sizes - 1)
 
 
 def smooth_signals(adjacency: csr_matrix) -> np.ndarray:
