@@ -40,7 +40,7 @@ from kdzoo.errors import UserError
 from kdzoo.export.condensed_graph import size_in_bytes
 from kdzoo.export.detectors import export_detectors
 from kdzoo.files import write_text
-from kdzoo.graph.networks import NodeNetwork
+from kdzoo.graph.networks import NodeNetwork, matrix_of_edges
 from kdzoo.graph.pictures import balance_figure, graph_figure, ranking_figure, scores_figure
 from kdzoo.graph.reducers import Graph, make_reducer
 from kdzoo.method import Method, plain
@@ -178,7 +178,8 @@ class GraphDART(Method):
                 say("graph", f"{nodes[0]} nodes and {edges[0]} edges of {nodes[1]} and {edges[1]}")
         self.small = {key: value.to(self.device) for key, value in self.small.items()}
         self.open = self.open.to(self.device) & (self.small["label"] >= 0)
-        self.looped = with_loops(self.small["edges"], len(self.small["x"]))
+        size = len(self.small["x"])
+        self.looped = matrix_of_edges(with_loops(self.small["edges"], size), size)
         sizes = self.small["label"][self.small["label"] >= 0].bincount(minlength=(self.spec or {})["classes"])
         self.weights = sizes.sum() / ((sizes > 0).sum() * sizes.clamp(min=1))  # [C]: as much of each type that is there
 

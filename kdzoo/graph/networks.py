@@ -1,8 +1,10 @@
 """Networks that classify the nodes of a graph: torch_geometric's own, by name."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kdzoo.errors import UserError, near
@@ -19,6 +21,19 @@ def check_name(name: str) -> None:
     """Raise a `UserError` if there is no graph network of this name."""
     if name not in LAYERS:
         raise UserError(f"There is no graph network '{name}'.{near(name, list(LAYERS))} All: {', '.join(LAYERS)}.")
+
+
+def matrix_of_edges(edges: Tensor, nodes: int) -> Tensor:
+    """Edges int64 [E, 2] (from, to) as a sparse matrix [N, N] of ones, where row i gathers what comes to node i.
+
+    A GraphSAGE or GIN takes it for the edges, and gathers twice as fast: worth it where many steps see one graph.
+    """
+    source, target = edges[edges[:, 1].argsort(stable=True)].T
+    first = torch.cat([target.new_zeros(1), target.bincount(minlength=nodes).cumsum(0)])
+    values = torch.ones(len(edges), device=edges.device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(first, source, values, (nodes, nodes), check_invariants=False)
 
 
 class NodeNetwork(nn.Module):
@@ -72,8 +87,10 @@ class NodeNetwork(nn.Module):
         self.constructor = f"{layer.__name__}({', '.join(said)})"  # what makes the same network without kdzoo
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        """Features float32 [N, F] and edges int64 [E, 2] to logits [N, C]."""
-        return self.network(x) if self.name == "mlp" else self.network(x, edges.T)
+        """Features float32 [N, F] and edges int64 [E, 2], or a matrix (`matrix_of_edges`), to logits [N, C]."""
+        if self.name == "mlp":
+            return self.network(x)
+        return self.network(x, edges if edges.layout == torch.sparse_csr else edges.T)
 
     def forward_with(self, x: Tensor, edges: Tensor, taps: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """The logits, and `hidden`: what the last hidden layer says before its norm and activation, [N, hidden].

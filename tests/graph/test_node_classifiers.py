@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from kdzoo.datamodules.graph_npz import GraphNpz
 from kdzoo.errors import UserError
 from kdzoo.graph.glnn import GLNN
-from kdzoo.graph.networks import LAYERS, NodeNetwork
+from kdzoo.graph.networks import LAYERS, NodeNetwork, matrix_of_edges
 from kdzoo.graph.nosmog import NOSMOG, similarity_loss
 from kdzoo.graph.positions import DeepWalk, deepwalk, pairs_of, random_walks
 from kdzoo.graph.supervised_node import SupervisedNode
@@ -45,6 +45,20 @@ def built(method, data):
     with untrained_teachers():
         method.build_for(data.spec)
     return method.train()
+
+
+@pytest.mark.parametrize("name", ["sage", "gin"])
+def test_a_matrix_stands_for_the_edges(name):
+    torch.manual_seed(0)
+    x, edges = torch.randn(30, 5), torch.randint(29, (80, 2)).unique(dim=0)  # one way each, none at the last node
+    network, found = NodeNetwork(name, 5, 3, hidden=4, dropout=0.0), []
+    for each in (edges, matrix_of_edges(edges, 30)):
+        network.zero_grad()
+        logits = network(x, each)
+        cross_entropy(logits, torch.arange(30) % 3).backward()
+        found.append([logits, *(weight.grad for weight in network.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_supervised_is_cross_entropy_of_the_labelled_nodes(data, batch):
