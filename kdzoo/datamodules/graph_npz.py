@@ -66,12 +66,14 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        edges, label = arrays["edge"].astype(np.int64).T, arrays["y"].astype(np.int64)
+        edges, label = _whole(arrays, "edge").T, _whole(arrays, "y")
         if "x" in arrays:
             x = arrays["x"].astype(np.float32)
         else:
-            pointer, words = arrays["indptr"].astype(np.int64), arrays["indices"].astype(np.int64)
-            x = np.zeros((len(pointer) - 1, int(words.max()) + 1), dtype=np.float32)
+            pointer, words = _whole(arrays, "indptr"), _whole(arrays, "indices")
+            if words.min(initial=0) < 0:
+                raise ValueError(f"indices name word {words.min()}")
+            x = np.zeros((len(pointer) - 1, int(words.max(initial=-1)) + 1), dtype=np.float32)
             x[np.repeat(np.arange(len(x)), np.diff(pointer)), words] = 1
         if edges.shape[1:] != (2,) or label.shape != (len(x),) or x.ndim != 2:
             raise ValueError(f"edge {edges.T.shape}, y {label.shape} and features {x.shape}")
@@ -79,3 +81,11 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         reason = str(error).partition("\n")[0][:160]
         raise UserError(f"'{path}' holds no graph ({reason}): it needs edge [2, M], y [N] and x [N, F].") from error
     return x / np.maximum(np.abs(x).sum(1, keepdims=True), 1e-12), edges, label
+
+
+def _whole(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """An array of whole numbers as int64."""
+    values = arrays[name]
+    if values.dtype.kind == "f" and (values != np.floor(values)).any():  # NaN is not either
+        raise ValueError(f"{name} has a number that is not whole")
+    return values.astype(np.int64)

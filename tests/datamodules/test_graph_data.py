@@ -108,6 +108,8 @@ def test_small_classes_are_left_out_with_their_nodes(tmp_path):
         ({"y": np.zeros(39)}, "holds no graph"),
         ({"edge": np.zeros((3, 4))}, "holds no graph"),
         ({"y": np.zeros(40, dtype=object)}, "holds no graph"),
+        ({"y": np.append(np.zeros(39), np.nan)}, "holds no graph .y has a number that is not whole"),
+        ({"edge": np.array([[0.0], [1.5]])}, "holds no graph .edge has a number that is not whole"),
         ({"y": np.arange(40) // 38}, "class '1' has 2 nodes, too few for labels_per_class=3"),
     ],
 )
@@ -131,6 +133,10 @@ def test_what_is_wrong_with_the_arguments(tmp_path):
     assert small("nowhere.npz", features=5, classes=2).spec["features"] == 5
     with pytest.raises(UserError, match="There is no graph at"):
         small(str(tmp_path / "other.npz")).setup()
+    words = {"indptr": np.arange(41), "indices": np.append(np.arange(39), -1)}
+    np.savez(tmp_path / "words.npz", edge=np.zeros((2, 0)), y=np.arange(40) % 2, **words)
+    with pytest.raises(UserError, match=r"holds no graph .indices name word -1"):
+        small(str(tmp_path / "words.npz")).setup()
     (tmp_path / "damaged.npz").write_bytes(b"PK")
     with pytest.raises(UserError, match="holds no graph"):
         small(str(tmp_path / "damaged.npz")).setup()
