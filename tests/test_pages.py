@@ -5,6 +5,7 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
 import yaml
 from lightning import Trainer
 
@@ -73,6 +74,21 @@ def test_the_table_of_conversions_is_the_recorded_one():
             bound = record["images"][field]["looks"][-1][1]
             reached = [spent for spent, score in cell["looks"] if score >= bound]
             assert cell["reached"] == (reached[0] if reached else None), f"{teacher} to {field}"
+
+
+def test_the_curve_of_mirage_is_the_recorded_one():
+    script = runpy.run_path(str(ROOT / "tests/bench/mirage_curve.py"))
+    record = json.loads((ROOT / "tests/bench/mirage_curve.json").read_text())
+    assert script["markdown"](record) in README
+    bench = json.loads(script["BENCH"].with_suffix(".json").read_text())
+    seeds = [str(seed) for seed in bench["seeds"]]
+    for arm, sizes in record.items():
+        assert [int(size) for size in sizes] == list(script["SUPPORTS"])
+        assert all(list(of_seed) == seeds for of_seed in sizes.values())
+        ends = {"25000": arm, "2600000": f"{arm}_fifth"}  # these two are arms of the bench too
+        for size, same in ends.items():
+            found = [sizes[size][seed]["auc"] for seed in seeds]
+            assert found == pytest.approx(bench["arms"][same]["values"]["test/auc"], abs=0.01)
 
 
 def test_contributing_shows_nkd_whole():
