@@ -101,8 +101,10 @@ class Condensation(Condenser):
         for number in range(self.outer):
             if number > 0:
                 graph.step()  # the last update is the Trainer's
-                self.train_network(network, adam)
-            distance = self.distance(network, self.condensed_matrix())
+            matrix = self.condensed_matrix()
+            if number > 0:
+                self.train_network(network, adam, None if matrix is None else matrix.detach())
+            distance = self.distance(network, matrix)
             self.backward_to(distance, learned)
             total = total + distance.detach()
         return {"distance": total / (self.outer * len(self.labels.unique()))}
@@ -115,10 +117,8 @@ class Condensation(Condenser):
         """What the network learns between two updates, on the condensed graph as it is."""
         return nn.functional.cross_entropy(network(self.x.detach(), matrix), self.labels)
 
-    def train_network(self, network: MatrixNetwork, adam: torch.optim.Optimizer) -> None:
-        """Train the network on the condensed graph as it is."""
-        with torch.no_grad():
-            matrix = self.condensed_matrix()
+    def train_network(self, network: MatrixNetwork, adam: torch.optim.Optimizer, matrix: Tensor | None) -> None:
+        """Train the network on the condensed graph as it is, with its `matrix` (no gradient goes into it)."""
         for _ in range(self.inner_steps):
             loss = self.train_loss(network, matrix)
             adam.zero_grad()
