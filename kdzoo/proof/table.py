@@ -94,15 +94,17 @@ def proofs(family: str | None, names: Sequence[str] = ()) -> list[Proof]:
 def markdown(family: str | None, names: Sequence[str] = ()) -> str:
     """Write the README's tables of recorded results.
 
-    For each family: one for the methods that were compared with the very same runs of a baseline, if there are three
-    such or more, and one with a line for each other bench.
+    For each family: one for the methods that were compared with a baseline of the same scores, seed by seed, if there
+    are three such or more, and one with a line for each other bench.
     """
     parts = []
     for name, found in groupby(proofs(family, names), lambda proof: proof.family):
         alike: dict[str, list[Proof]] = {}
         for proof in found:
-            baseline = [proof.reference, proof.recorded["seeds"], proof.recorded["arms"][proof.reference]["values"]]
-            alike.setdefault(json.dumps(baseline), []).append(proof)
+            recorded, metric = proof.recorded, proof.recorded["metrics"][0]  # others may be times, never alike
+            scores = recorded["arms"][proof.reference]["values"][metric]
+            baseline = json.dumps([proof.reference, recorded["seeds"], recorded["metrics"], scores])
+            alike.setdefault(baseline, []).append(proof)
         parts.append(f"### {name}")
         parts += [side_by_side(group) for group in alike.values() if len(group) >= ALIKE]
         alone = [proof for group in alike.values() if len(group) < ALIKE for proof in group]
@@ -129,7 +131,7 @@ def side_by_side(group: Sequence[Proof]) -> str:
     runs: dict[str, tuple[str, list[Proof]]] = {}  # an arm's name and values -> the name, and the benches that have it
     for proof in group:
         for arm, found in proof.recorded["arms"].items():
-            runs.setdefault(json.dumps([arm, found["values"]]), (arm, []))[1].append(proof)
+            runs.setdefault(json.dumps([arm, found["values"][metrics[0]]]), (arm, []))[1].append(proof)
     for arm, having in runs.values():
         if arm != TEACHER and len(having) >= ALIKE:
             lines.append(line(arm, arm, having[0], [], ""))
