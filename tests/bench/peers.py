@@ -68,12 +68,8 @@ WARM = 3  # steps before the clock
 BLOCKS = ("peers", "logits", "features", "memories")
 
 STUDENT, TOKENS = "cifar_resnet20", "deit_48x4_patch4_28"
-PLAIN = {
-    "rand_augment": 0.0,
-    "random_erasing": 0.0,
-    "mixup": 0.0,
-    "cutmix": 0.0,
-}  # a store is of the images as they are
+# A store is of the images as they are.
+PLAIN = {"rand_augment": 0.0, "random_erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
 LOGITS: dict[str, tuple[Any, dict[str, Any]]] = {
     "kd": (KD, {}),
     "dkd": (DKD, {}),
